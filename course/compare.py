@@ -1,0 +1,215 @@
+"""Re-execute the committed notebooks with nbval and compare every output with what is recorded.
+
+This module is also the pytest plugin that does it. nbval alone compares text exactly and leaves pictures out; here
+decimal numbers may differ by a tolerance, a picture has to be a picture, a cell that needs a GPU is skipped and counted,
+and exempt cells are counted and bounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import numpy
+import pytest
+from nbformat import NotebookNode
+
+from course import data, usage
+from course.errors import CourseError
+from course.execute import targets
+from course.kernels import surroundings, threads
+from course.paths import BUILD, ROOT
+
+TOLERANCE = 1e-4  # absolute and relative, unless a cell says otherwise
+MOST_EXEMPT = 0.05  # of all code cells
+MEASURED = BUILD / "measured.json"
+PICTURES = ("image/png", "image/jpeg")
+
+# A decimal number: with a point or an exponent. Whole numbers are counts, sizes and labels, and have to be equal.
+DECIMAL = re.compile(r"(?<![\w.])[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)")
+
+
+def alike(recorded: str, computed: str, tolerance: float = TOLERANCE) -> bool:
+    """Say whether two outputs agree: the text exactly, decimal numbers within `tolerance` (absolute and relative).
+
+    A recorded 0.0852 and a computed 0.0853 agree; 0.085 and 0.0852 do not agree in text (another number of decimals).
+    """
+    if recorded == computed:
+        return True
+    if _skeleton(recorded) != _skeleton(computed):
+        return False
+    pairs = zip(DECIMAL.findall(recorded), DECIMAL.findall(computed), strict=True)
+    # One unit of the last printed place is allowed on top: printing rounds.
+    return all(abs(float(a) - float(b)) <= tolerance + tolerance * abs(float(a)) + 1e-12 for a, b in pairs)
+
+
+def _skeleton(text: str) -> str:
+    """Return the text with its decimal numbers replaced by their number of decimals, and alignment spaces joined."""
+
+    def places(found: re.Match[str]) -> str:
+        mantissa = re.split("[eE]", found.group(0))[0]
+        return f"<{len(mantissa.partition('.')[2])}>"
+
+    return re.sub(r"[ ]+", " ", DECIMAL.sub(places, text))
+
+
+def picture_problem(encoded: str) -> str | None:
+    """Say what is wrong with a base64 picture; None if it can be decoded and shows something."""
+    import matplotlib.image
+
+    try:
+        pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(encoded)))
+    except (ValueError, OSError, SyntaxError) as error:
+        return f"cannot be decoded ({error})"
+    return "is empty: all its pixels are equal" if numpy.ptp(pixels[..., :3]) == 0 else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--course-device", default="cpu", choices=["cpu", "cuda"], help="cuda: also run the cells that need a GPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--course-device") == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--course-device cuda, but torch finds no GPU: nothing was checked")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give nbval's cells the course's way of comparing."""
+    for item in items:
+        if type(item).__name__ != "IPyNbCell":
+            continue
+        item.compare_outputs = _Comparison(item)
+        if "gpu" in item.cell.metadata.get("tags", []) and item.config.getoption("--course-device") == "cpu":
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+class _Comparison:
+    """Stands in for `IPyNbCell.compare_outputs` of one cell."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self.item = item
+        self.original = item.compare_outputs
+        self.tolerance = float(item.cell.metadata.get("tolerance", TOLERANCE))
+
+    def __call__(self, computed: list[NotebookNode], recorded: list[NotebookNode], skip_compare: tuple[str, ...] | None = None) -> bool:
+        problems = list(self._pictures(computed, recorded))
+        if problems:
+            self.item.comparison_traceback = problems
+            return False
+        return self.original(computed, self._forgiven(computed, recorded), skip_compare)
+
+    def _pictures(self, computed: list[NotebookNode], recorded: list[NotebookNode]) -> Iterator[str]:
+        for kind in PICTURES:
+            before = [output["data"][kind] for output in recorded if kind in output.get("data", {})]
+            after = [output["data"][kind] for output in computed if kind in output.get("data", {})]
+            if len(before) != len(after):
+                yield f"{len(after)} pictures ({kind}) computed, {len(before)} recorded"
+            for index, picture in enumerate(after):
+                if problem := picture_problem(picture):
+                    yield f"picture {index + 1} {problem}"
+
+    def _forgiven(self, computed: list[NotebookNode], recorded: list[NotebookNode]) -> list[NotebookNode]:
+        """Return the recorded outputs, each text that agrees within the tolerance replaced by the computed one."""
+        if len(computed) != len(recorded):
+            return recorded
+        result = []
+        for before, after in zip(recorded, computed, strict=True):
+            new = nbformat.from_dict(json.loads(json.dumps(before)))
+            if before.output_type == after.output_type:
+                for name in ("text", "evalue"):
+                    if name in before and alike(before[name], after.get(name, ""), self.tolerance):
+                        new[name] = after[name]
+                for kind, text in before.get("data", {}).items():
+                    other = after.get("data", {}).get(kind)
+                    if isinstance(text, str) and isinstance(other, str) and alike(text, other, self.tolerance):
+                        new["data"][kind] = other
+            result.append(new)
+        return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """After the last cell of a notebook, write down what its kernel used."""
+    last = nextitem is None or nextitem.path != item.path
+    kernel = getattr(item.parent, "kernel", None)
+    if last and kernel is not None and kernel.is_alive():
+        used = usage.of_process(kernel.km.provisioner.process.pid)
+        folder = MEASURED.with_suffix("")
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{item.path.parent.name}-{item.path.stem}.json"
+        (folder / name).write_text(json.dumps({"seconds": used.seconds, "memory": used.memory}), encoding="utf-8")
+    return (yield)
+
+
+def over_budget(names: list[str]) -> list[str]:
+    """Return the notebooks that used more than their lessons declare, measured in the latest comparison."""
+    found = []
+    for target in targets(names):
+        path = MEASURED.with_suffix("") / f"{target.path.parent.name}-{target.path.stem}.json"
+        if not path.is_file():
+            continue
+        measured, budget = json.loads(path.read_text(encoding="utf-8")), target.source.budget
+        for what, unit in (("seconds", "s of processor time"), ("memory", "MiB of memory")):
+            if measured[what] > getattr(budget, what):
+                found.append(f"{target}: {measured[what]:.0f} {unit}, its budget in {target.source.where} is {getattr(budget, what):g}")
+    return found
+
+
+def exempt(notebooks: list[Path]) -> tuple[list[str], int]:
+    """Return (`notebook: reason` of each cell whose output is not compared, number of code cells)."""
+    reasons, count = [], 0
+    for path in notebooks:
+        for index, cell in enumerate(nbformat.read(path, as_version=4).cells):
+            if cell.cell_type != "code":
+                continue
+            count += 1
+            if "nbval-ignore-output" in cell.metadata.get("tags", []):
+                reasons.append(f"{path.parent.name}/{path.name}, cell {index + 1}: {cell.metadata.get('varies', 'NO REASON GIVEN')}")
+    return reasons, count
+
+
+def command(options: list[str]) -> int:
+    """Compare the named notebooks (all by default)."""
+    parser = argparse.ArgumentParser(prog="python -m course compare", description="Re-execute the committed notebooks with nbval and compare every output.")
+    parser.add_argument("names", nargs="*", help="lessons (default: all)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="cuda: also run the cells that need a GPU; fails without one")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time (default: one per core)")
+    parser.add_argument("--threads", type=int, default=threads(), help="threads of each kernel (default: 1)")
+    chosen = parser.parse_args(options)
+    os.environ["COURSE_THREADS"] = str(chosen.threads)
+    selected = targets(chosen.names)
+    data.require(sorted({name for target in selected for name in target.source.datasets}))
+    paths = [target.path for target in selected]
+    for path in paths:
+        if not path.is_file():
+            raise CourseError(f"{path.relative_to(ROOT)} does not exist; run `make execute`")
+    for old in MEASURED.with_suffix("").glob("*.json"):
+        old.unlink()
+    reasons, count = exempt(paths)
+    print(f"{len(paths)} notebooks, {count} code cells; {len(reasons)} exempt from comparison (at most {MOST_EXEMPT:.0%} are allowed):")
+    for reason in reasons:
+        print(f"  {reason}")
+    if len(reasons) > MOST_EXEMPT * count:
+        raise CourseError(f"{len(reasons)} of {count} cells are exempt from comparison, more than {MOST_EXEMPT:.0%}. Make outputs stable instead")
+    # The longest first, so that no worker idles at the end.
+    paths = [target.path for target in sorted(selected, key=lambda target: -target.source.budget.seconds)]
+    arguments = [sys.executable, "-m", "pytest", "-p", "course.compare", "--nbval", "--nbval-current-env", "-q", "-rs", "--durations=0", "--durations-min=5"]
+    arguments += ["-n", str(min(chosen.jobs, len(paths))), "--dist", "loadfile", "--course-device", chosen.device, *map(str, paths)]
+    status = subprocess.run(arguments, cwd=ROOT, env=surroundings()).returncode
+    if status:
+        raise CourseError("outputs differ (see above). If the new ones are right, run `make execute` and look at the change before you commit it")
+    if over := over_budget(chosen.names):
+        raise CourseError("over budget: " + "; ".join(over))
+    return 0

@@ -1,0 +1,208 @@
+"""Make the derived notebooks, executing the ones whose outputs no longer belong to their text.
+
+One kernel per notebook, as many at once as there are cores, the longest first. A notebook is written only when all of
+its cells ran; a failing cell is reported with its lesson, its line in `chapters/` and the error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import json
+import os
+import platform
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbclient
+import nbclient.exceptions
+from jupyter_client.manager import AsyncKernelManager
+from nbformat import NotebookNode
+
+from course import data, usage
+from course.environment import say
+from course.errors import CourseError
+from course.exercises import released
+from course.kernels import surroundings
+from course.notebooks import Target, key, write
+from course.paths import EXERCISES
+from course.sources import exercise_sets, lessons, select
+
+CELL_TIMEOUT = 600  # seconds; far above any lesson's budget, it only ends a hang
+DEVICE_CODE = """
+import json as _json, torch as _torch
+print(_json.dumps({"torch": _torch.__version__, "gpu": _torch.cuda.get_device_name() if _torch.cuda.is_available() else None}))
+"""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that raised: where it is written, and what it said."""
+
+    where: str
+    error: str
+
+
+def targets(names: list[str]) -> list[Target]:
+    """Return the notebooks that are executed: lessons, then solutions."""
+    pages, sets = lessons(), exercise_sets()
+    known = {source.name: source for source in [*pages, *sets]}
+    select(list(known.values()), names)
+    return [Target(source) for source in [*pages, *sets] if not names or source.name in names]
+
+
+def run(chosen: list[Target], device: str, jobs: int, force: bool) -> list[Failure]:
+    """Bring the notebooks of `chosen` up to date and return the cells that failed."""
+    stale = []
+    for target in chosen:
+        kept = None if force else target.up_to_date(device)
+        if kept is None:
+            stale.append(target)
+        elif write(kept, target.path):
+            say(f"{target}: text renewed, outputs kept")
+    for exercise_set in {target.source.name: target.source for target in chosen if target.is_solution}.values():
+        path = EXERCISES / f"{exercise_set.name}.ipynb"
+        if write(released(exercise_set), path):
+            say(f"exercises/{path.name}: written")
+    if not stale:
+        say(f"{len(chosen)} notebooks are up to date, nothing to execute")
+        return []
+    data.require(sorted({name for target in stale for name in target.source.datasets}))
+    stale.sort(key=lambda target: -target.source.budget.seconds)  # the longest first: no core idles at the end
+    return asyncio.run(_run_all(stale, device, jobs))
+
+
+async def _run_all(stale: list[Target], device: str, jobs: int) -> list[Failure]:
+    say(f"executing {len(stale)} notebooks on {device}, {jobs} at a time")
+    started = time.perf_counter()
+    places = asyncio.Semaphore(jobs)
+    done = 0
+
+    async def one(target: Target) -> Failure | None:
+        nonlocal done
+        async with places:
+            outcome, seconds = await _execute(target, device)
+        done += 1
+        state = "FAILED" if isinstance(outcome, Failure) else "executed"
+        say(f"[{done}/{len(stale)}] {target}: {state} in {seconds:.1f} s")
+        if isinstance(outcome, Failure):
+            return outcome
+        write(outcome, target.path)
+        return None
+
+    outcomes = await asyncio.gather(*(one(target) for target in stale))
+    say(f"executed in {time.perf_counter() - started:.1f} s")
+    return [outcome for outcome in outcomes if outcome]
+
+
+async def _execute(target: Target, device: str) -> tuple[NotebookNode | Failure, float]:
+    """Execute one notebook; return it with its outputs and provenance, or the cell that failed."""
+    notebook = target.fresh()
+    target.path.parent.mkdir(exist_ok=True)
+    started = time.perf_counter()
+    manager = AsyncKernelManager(kernel_name="python3")
+    client = nbclient.NotebookClient(
+        notebook,
+        km=manager,
+        timeout=CELL_TIMEOUT,
+        coalesce_streams=True,
+        record_timing=True,
+        store_widget_state=False,
+        skip_cells_with_tag="gpu" if device == "cpu" else "skip-execution",
+        resources={"metadata": {"path": str(target.path.parent)}},
+    )
+    try:
+        async with client.async_setup_kernel(env=surroundings(), cwd=str(target.path.parent)):
+            for index, cell in enumerate(notebook.cells):
+                if cell.cell_type == "code":
+                    await client.async_execute_cell(cell, index)
+            used = usage.of_process(manager.provisioner.process.pid)
+            facts = await _ask_kernel(client)
+    except (nbclient.exceptions.CellExecutionError, nbclient.exceptions.CellTimeoutError, nbclient.exceptions.DeadKernelError) as error:
+        return _failure(target, notebook, error), time.perf_counter() - started
+    seconds = _seconds_in_cells(notebook)
+    _tidy(notebook)
+    notebook.metadata["course"] = {
+        "key": key(target.source, notebook, device),
+        "outputs": {
+            "torch": facts["torch"],
+            "device": facts["gpu"] or _processor() if device != "cpu" else f"CPU ({_processor()})",
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "seconds": round(seconds, 1),
+        },
+        "used": {"seconds": round(used.seconds, 1), "memory": round(used.memory)},
+    }
+    return notebook, time.perf_counter() - started
+
+
+async def _ask_kernel(client: nbclient.NotebookClient) -> dict:
+    """Ask the kernel what it computed with."""
+    reply: list[str] = []
+    await client.kc.execute_interactive(DEVICE_CODE, store_history=False, output_hook=lambda message: reply.append(message["content"].get("text", "")), timeout=60)
+    return json.loads("".join(reply))
+
+
+def _seconds_in_cells(notebook: NotebookNode) -> float:
+    total = 0.0
+    for cell in notebook.cells:
+        times = cell.metadata.pop("execution", None)
+        if times:
+            begin, end = (datetime.datetime.fromisoformat(times[name]) for name in ("iopub.execute_input", "shell.execute_reply"))
+            total += (end - begin).total_seconds()
+    return total
+
+
+def _tidy(notebook: NotebookNode) -> None:
+    """Take out of tracebacks what belongs to this machine: colors, folders, the kernel's temporary files."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).pop("execution", None)
+            if output.output_type == "error":
+                output.traceback = [tidy_traceback(line) for line in output.traceback]
+
+
+def tidy_traceback(text: str) -> str:
+    """Return a traceback's line with this machine's folders shortened to `…`."""
+    for folder in {str(Path(sys.prefix)), os.path.realpath(sys.prefix), str(Path.home())}:
+        text = text.replace(folder, "…")
+    return re.sub(r"/tmp/ipykernel_\d+/\d+\.py", "this cell", text)
+
+
+def _failure(target: Target, notebook: NotebookNode, error: Exception) -> Failure:
+    """Find the source line of the cell that has an error output or was the last to run."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    written = [cell for cell in target.source.code if "wrong" not in cell.tags]
+    ran = [index for index, cell in enumerate(code) if cell.execution_count or cell.outputs or "execution" in cell.metadata]
+    index = ran[-1] if ran else 0
+    line = written[index].line
+    name = getattr(error, "ename", type(error).__name__)
+    said = getattr(error, "evalue", "") or (str(error).strip().splitlines() or [""])[-1]
+    first = next((text for text in code[index].source.splitlines() if text.strip()), "")
+    return Failure(f"{target.source.where}:{line} (code cell {index + 1}, `{first.strip()[:60]}`)", f"{name}: {said}")
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file() and (found := re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE)):
+        return found.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def command(options: list[str]) -> int:
+    """Make the derived files, executing what changed."""
+    parser = argparse.ArgumentParser(prog="python -m course execute", description="Make notebooks, exercises and solutions from chapters/, re-executing what changed.")
+    parser.add_argument("names", nargs="*", help="lessons (default: all)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the outputs come from (default: cpu)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time (default: one per core)")
+    parser.add_argument("--force", action="store_true", help="execute also what is up to date")
+    chosen = parser.parse_args(options)
+    failures = run(targets(chosen.names), chosen.device, chosen.jobs, chosen.force)
+    for failure in failures:
+        print(f"\n{failure.where}\n  {failure.error}", file=sys.stderr)
+    if failures:
+        raise CourseError(f"{len(failures)} notebooks failed and were not written; mend the cells named above and run the command again")
+    return 0

@@ -1,0 +1,125 @@
+"""Make the notebook of a lesson from its text, and decide whether recorded outputs still belong to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from course import datasets
+from course.exercises import number_cells, worked
+from course.paths import LOCK, NOTEBOOKS, SOLUTIONS, relative
+from course.portable import portable
+from course.sources import Source, new_notebook, repository, site_address
+
+# Code, requirements, data and device decide what a notebook prints. Anything else may change without re-executing it.
+KEPT_TAGS = ("hide-input", "raises-exception", "gpu")
+
+
+class Target:
+    """A notebook that is executed: that of a lesson, or the worked version of an exercise set."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.is_solution = source.path.name.endswith(".exercises.md")
+        self.path: Path = (SOLUTIONS if self.is_solution else NOTEBOOKS) / f"{source.name}.ipynb"
+
+    def __str__(self) -> str:
+        return relative(self.path)
+
+    def fresh(self) -> NotebookNode:
+        """Return the notebook without outputs, as its source makes it now."""
+        if self.is_solution:
+            notebook = worked(self.source)
+            notebook.metadata["course"] = {}
+            return notebook
+        return lesson_notebook(self.source)
+
+    def recorded(self) -> NotebookNode | None:
+        """Return the notebook on disk, or None if there is none that can be read."""
+        try:
+            return nbformat.read(self.path, as_version=4)
+        except (OSError, ValueError):
+            return None
+
+    def up_to_date(self, device: str = "cpu") -> NotebookNode | None:
+        """Return the notebook of today's text with the recorded outputs, or None if these no longer belong to it."""
+        fresh, recorded = self.fresh(), self.recorded()
+        if recorded is None or recorded.metadata.get("course", {}).get("key") != key(self.source, fresh, device):
+            return None
+        fresh.metadata["course"] = recorded.metadata["course"]
+        old = [cell for cell in recorded.cells if cell.cell_type == "code"]
+        new = [cell for cell in fresh.cells if cell.cell_type == "code"]
+        if [cell.source for cell in old] != [cell.source for cell in new]:
+            return None
+        for before, after in zip(old, new, strict=True):
+            after.outputs, after.execution_count = before.outputs, before.execution_count
+        return fresh
+
+
+def key(source: Source, notebook: NotebookNode, device: str) -> str:
+    """Return the fingerprint of everything that decides a notebook's outputs."""
+    facts = {
+        "code": [[cell.source, [tag for tag in cell.metadata.get("tags", []) if tag in KEPT_TAGS]] for cell in notebook.cells if cell.cell_type == "code"],
+        "requirements": hashlib.sha256(LOCK.read_bytes()).hexdigest(),
+        "data": {name: datasets.fingerprint(name) for name in source.datasets},
+        "device": device,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def lesson_notebook(source: Source) -> NotebookNode:
+    """Return the notebook of a lesson, not executed, without any MyST syntax."""
+    site = site_address()
+    cells = []
+    for cell in source.cells:
+        where = f"{source.where}:{cell.line}"
+        if cell.kind == "markdown":
+            cells.append(nbformat.v4.new_markdown_cell(portable(cell.source, site, where)))
+        else:
+            cells.append(nbformat.v4.new_code_cell(cell.source, metadata=_code_metadata(cell.metadata)))
+    address, branch = repository()
+    colab = address.replace("https://github.com/", "https://colab.research.google.com/github/")
+    links = f"*[Read as a web page]({site}/chapters/{source.name}.html) · [open in Colab]({colab}/blob/{branch}/notebooks/{source.name}.ipynb)*"
+    heading, _, rest = cells[0].source.partition("\n")
+    cells[0].source = f"{heading}\n\n{links}\n{rest}".rstrip()
+    number_cells(cells)
+    return new_notebook(cells, {})
+
+
+def _code_metadata(written: dict) -> dict:
+    """Turn the short metadata of the text source into what Jupyter, Colab and nbval understand."""
+    metadata = {name: value for name, value in written.items() if name in ("mystnb", "tolerance", "varies")}
+    tags = list(written.get("tags", []))
+    if "varies" in written:
+        tags.append("nbval-ignore-output")
+    if "hide-input" in tags:  # folded drawing code
+        metadata["jupyter"] = {"source_hidden": True}
+        metadata["cellView"] = "form"
+    if tags:
+        metadata["tags"] = tags
+    return metadata
+
+
+def to_text(notebook: NotebookNode) -> str:
+    """Return a notebook as it is written to disk: the same bytes for the same content."""
+    return nbformat.writes(notebook, version=nbformat.NO_CONVERT).rstrip("\n") + "\n"
+
+
+def write(notebook: NotebookNode, path: Path) -> bool:
+    """Write a notebook in one step, if it differs from what is there; return whether it did."""
+    text = to_text(notebook)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".ipynb.part")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True

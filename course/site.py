@@ -1,0 +1,100 @@
+"""Build the site: Jupyter Book over `chapters/`, with the outputs of the committed notebooks and nothing executed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import nbformat
+from jupyter_cache import get_cache
+from jupyter_cache.cache.main import CacheBundleIn
+
+from course.environment import say
+from course.errors import CourseError
+from course.execute import targets
+from course.exercises import released
+from course.notebooks import Target, to_text
+from course.paths import BUILD, EXERCISES, ROOT, SITE
+from course.sources import exercise_sets
+
+CACHE = BUILD / ".jupyter_cache"
+
+
+def build(fresh: bool = False) -> dict[str, float]:
+    """Build the site and return the seconds that each stage took.
+
+    Raises:
+        CourseError: derived files do not belong to their sources, or Sphinx warned.
+    """
+    seconds = {}
+    if fresh:
+        shutil.rmtree(SITE, ignore_errors=True)
+        shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
+    started = time.perf_counter()
+    executed = require_up_to_date()
+    seconds["check that every output belongs to its text"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    fill_cache(executed)
+    seconds["hand the outputs over to Sphinx"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    say("building the pages (Sphinx)")
+    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--path-output", str(ROOT), "-W", "--keep-going", "-n", "-q"]
+    # Parsing and rendering are pure Python: the first `node` on the path has to be the one that was installed for KaTeX.
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path, "SPHINX_EXTERNAL_TOC": ""}, capture_output=True, text=True)
+    seconds["build the pages"] = time.perf_counter() - started
+    if done.returncode:
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+        raise CourseError("Sphinx warned (see above: file, line and reason); warnings fail the build. Mend them and run `make book` again")
+    return seconds
+
+
+def require_up_to_date() -> list[Target]:
+    """Return all executed notebooks, after making sure that each belongs to its text.
+
+    Raises:
+        CourseError: a derived file is stale or missing.
+    """
+    executed = targets([])
+    stale = []
+    for target in executed:
+        kept = target.up_to_date()
+        if kept is None or to_text(kept) != target.path.read_text(encoding="utf-8"):
+            stale.append(str(target))
+    for exercise_set in exercise_sets():
+        path = EXERCISES / f"{exercise_set.name}.ipynb"
+        if not path.is_file() or to_text(released(exercise_set)) != path.read_text(encoding="utf-8"):
+            stale.append(f"exercises/{path.name}")
+    if stale:
+        raise CourseError(f"{', '.join(stale)}: not made from the present sources, lock and data. Run `make execute` (it re-executes only what changed)")
+    return executed
+
+
+def fill_cache(executed: list[Target]) -> None:
+    """Put the outputs of the lessons where Sphinx looks for them; the key there is the notebook's code."""
+    cache = get_cache(str(CACHE))
+    for target in executed:
+        if target.is_solution:
+            continue  # solutions and exercises are pages in the form of notebooks: they bring their outputs along
+        notebook = nbformat.read(target.path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.metadata.pop("cellView", None)
+        cache.cache_notebook_bundle(CacheBundleIn(nb=notebook, uri=str(target.path)), check_validity=False, overwrite=True)
+
+
+def command(options: list[str]) -> int:
+    """Build the site and say where it is and what took how long."""
+    parser = argparse.ArgumentParser(prog="python -m course book", description="Build the site into _build/html; executes nothing, needs no data.")
+    parser.add_argument("--fresh", action="store_true", help="build every page anew, not only what changed")
+    seconds = build(parser.parse_args(options).fresh)
+    for stage, taken in seconds.items():
+        print(f"  {taken:6.1f} s  {stage}")
+    print(f"\nThe book is ready: open {SITE / 'index.html'}\nor serve it: {sys.executable} -m http.server --directory {SITE}")
+    return 0
