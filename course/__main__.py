@@ -21,7 +21,10 @@ COMMANDS = {
     "execute": ("course.execute", "make notebooks, exercises and solutions from chapters/, re-executing what changed"),
     "check": ("course.checks", "prove that derived files are up to date and exercises, budgets and curriculum hold"),
     "compare": ("course.compare", "re-execute the committed notebooks with nbval and compare every output"),
-    "check-exercises": ("course.exercise_checks", "try solutions, stubs and wrong answers of exercise sets against their checks"),
+    "check-exercises": (
+        "course.exercise_checks",
+        "try solutions, stubs and wrong answers of exercise sets against their checks",
+    ),
     "curriculum": ("course.curriculum", "list which curriculum item is covered where, and what is not yet"),
     "data": ("course.data", "fetch MNIST and Fashion-MNIST, every file checked by SHA-256"),
     "nbgrader": ("course.exercises", "write an exercise set as an nbgrader assignment for an instructor"),

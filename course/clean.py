@@ -12,7 +12,9 @@ CACHES = (".pytest_cache", ".ruff_cache", ".mypy_cache")
 
 def command(options: list[str]) -> int:
     """Delete `_build` and the tools' caches; keep the data sets and the environment."""
-    argparse.ArgumentParser(prog="python -m course clean", description="Remove _build and the caches of the tools.").parse_args(options)
+    argparse.ArgumentParser(
+        prog="python -m course clean", description="Remove _build and the caches of the tools."
+    ).parse_args(options)
     for folder in (BUILD, *(ROOT / name for name in CACHES)):
         if folder.exists():
             shutil.rmtree(folder)

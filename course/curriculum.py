@@ -50,7 +50,9 @@ def places() -> dict[str, list[Place]]:
         anchors = _anchors(source)
         for anchor, names in source.covers.items():
             if anchor not in anchors:
-                raise CourseError(f"{source.where}: `covers` names the section `{anchor}`, which the page does not have; it has {', '.join(sorted(anchors))}")
+                raise CourseError(
+                    f"{source.where}: `covers` names the section `{anchor}`, which the page does not have; it has {', '.join(sorted(anchors))}"
+                )
             for name in names:
                 if name not in found:
                     raise CourseError(f"{source.where}: `covers` names {name}, which {relative(FILE)} does not have")
@@ -77,7 +79,10 @@ def markdown() -> str:
     """Return the coverage page's tables: a heading and a list per topic, each item linked to its section."""
     where = places()
     taught = sum(bool(found) for found in where.values())
-    out = [f"**{taught} of {len(where)} items** are taught so far. An item without a link belongs to a chapter that is still to be written.", ""]
+    out = [
+        f"**{taught} of {len(where)} items** are taught so far. An item without a link belongs to a chapter that is still to be written.",
+        "",
+    ]
     for topic, entries in items().items():
         count = sum(bool(where[name]) for name in entries)
         out += [f"## {topic} ({count} of {len(entries)})", ""]
@@ -90,7 +95,10 @@ def markdown() -> str:
 
 def _escaped(text: str) -> str:
     """Return `text` with the signs that Markdown would read as marks escaped, code spans left alone."""
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<>$\[\]{}])", r"\\\1", part) for part in re.split(r"(`[^`]*`)", text))
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([*_<>$\[\]{}])", r"\\\1", part)
+        for part in re.split(r"(`[^`]*`)", text)
+    )
 
 
 def _link(place: Place) -> str:
@@ -102,8 +110,13 @@ def _link(place: Place) -> str:
 
 def command(options: list[str]) -> int:
     """Print what is covered where, and what is not yet."""
-    parser = argparse.ArgumentParser(prog="python -m course curriculum", description="List which curriculum item is covered where, and what is not yet.")
-    parser.add_argument("topics", nargs="*", metavar="TOPIC", help="first letters of IDs, for example T A H (default: all)")
+    parser = argparse.ArgumentParser(
+        prog="python -m course curriculum",
+        description="List which curriculum item is covered where, and what is not yet.",
+    )
+    parser.add_argument(
+        "topics", nargs="*", metavar="TOPIC", help="first letters of IDs, for example T A H (default: all)"
+    )
     parser.add_argument("--open", action="store_true", help="list only what is not covered yet")
     parser.add_argument("--require", action="store_true", help="fail if any of the listed items is not covered")
     chosen = parser.parse_args(options)

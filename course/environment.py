@@ -52,10 +52,26 @@ def ensure() -> Path:
         venv.create(FOLDER, with_pip=True)
     python = python_of(FOLDER)
     # uv, not pip, does the installing: it is several times faster, and it takes the wheels of the index alone.
-    _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"uv=={_locked('uv')}"], "install uv")
+    _run(
+        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"uv=={_locked('uv')}"],
+        "install uv",
+    )
     say("installing the locked Python packages")
     _run(
-        [str(python), "-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--require-hashes", "--compile-bytecode", "-r", str(ROOT / "requirements.txt")],
+        [
+            str(python),
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            str(python),
+            "--require-hashes",
+            "--compile-bytecode",
+            "-r",
+            str(ROOT / "requirements.txt"),
+        ],
         "install the packages of requirements.txt",
     )
     say("installing the locked web files")
@@ -92,10 +108,14 @@ def _check_machine() -> None:
             "and name it: `make book PYTHON=python3.12`".format(*sys.version_info[:2], *OLDEST_PYTHON)
         )
     if importlib.util.find_spec("ensurepip") is None:
-        raise CourseError("this Python cannot make virtual environments. On Debian and Ubuntu: `sudo apt-get install python3-venv`, then run the command again")
+        raise CourseError(
+            "this Python cannot make virtual environments. On Debian and Ubuntu: `sudo apt-get install python3-venv`, then run the command again"
+        )
     free = shutil.disk_usage(ROOT).free / 2**30
     if not python_of(FOLDER).exists() and free < NEEDED_GIB:
-        raise CourseError(f"{free:.1f} GiB are free where {ROOT} lies, {NEEDED_GIB} are needed. Free some, or set COURSE_VENV to a folder on a larger disk")
+        raise CourseError(
+            f"{free:.1f} GiB are free where {ROOT} lies, {NEEDED_GIB} are needed. Free some, or set COURSE_VENV to a folder on a larger disk"
+        )
 
 
 def _run(command: list[str], purpose: str) -> None:

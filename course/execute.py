@@ -17,10 +17,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbclient
 import nbclient.exceptions
-from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
 
 from course import data, usage
@@ -104,10 +104,9 @@ async def _execute(target: Target, device: str) -> tuple[NotebookNode | Failure,
     notebook = target.fresh()
     target.path.parent.mkdir(exist_ok=True)
     started = time.perf_counter()
-    manager = AsyncKernelManager(kernel_name="python3")
     client = nbclient.NotebookClient(
         notebook,
-        km=manager,
+        kernel_name="python3",
         timeout=CELL_TIMEOUT,
         coalesce_streams=True,
         record_timing=True,
@@ -120,9 +119,13 @@ async def _execute(target: Target, device: str) -> tuple[NotebookNode | Failure,
             for index, cell in enumerate(notebook.cells):
                 if cell.cell_type == "code":
                     await client.async_execute_cell(cell, index)
-            used = usage.of_process(manager.provisioner.process.pid)
+            used = usage.of_kernel(client.km)
             facts = await _ask_kernel(client)
-    except (nbclient.exceptions.CellExecutionError, nbclient.exceptions.CellTimeoutError, nbclient.exceptions.DeadKernelError) as error:
+    except (
+        nbclient.exceptions.CellExecutionError,
+        nbclient.exceptions.CellTimeoutError,
+        nbclient.exceptions.DeadKernelError,
+    ) as error:
         return _failure(target, notebook, error), time.perf_counter() - started
     seconds = _seconds_in_cells(notebook)
     _tidy(notebook)
@@ -142,7 +145,13 @@ async def _execute(target: Target, device: str) -> tuple[NotebookNode | Failure,
 async def _ask_kernel(client: nbclient.NotebookClient) -> dict:
     """Ask the kernel what it computed with."""
     reply: list[str] = []
-    await client.kc.execute_interactive(DEVICE_CODE, store_history=False, output_hook=lambda message: reply.append(message["content"].get("text", "")), timeout=60)
+    kernel: Any = client.kc  # an asynchronous client, whose methods its type does not name
+    await kernel.execute_interactive(
+        DEVICE_CODE,
+        store_history=False,
+        output_hook=lambda message: reply.append(message["content"].get("text", "")),
+        timeout=60,
+    )
     return json.loads("".join(reply))
 
 
@@ -151,7 +160,9 @@ def _seconds_in_cells(notebook: NotebookNode) -> float:
     for cell in notebook.cells:
         times = cell.metadata.pop("execution", None)
         if times:
-            begin, end = (datetime.datetime.fromisoformat(times[name]) for name in ("iopub.execute_input", "shell.execute_reply"))
+            begin, end = (
+                datetime.datetime.fromisoformat(times[name]) for name in ("iopub.execute_input", "shell.execute_reply")
+            )
             total += (end - begin).total_seconds()
     return total
 
@@ -176,7 +187,9 @@ def _failure(target: Target, notebook: NotebookNode, error: Exception) -> Failur
     """Find the source line of the cell that has an error output or was the last to run."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     written = [cell for cell in target.source.code if "wrong" not in cell.tags]
-    ran = [index for index, cell in enumerate(code) if cell.execution_count or cell.outputs or "execution" in cell.metadata]
+    ran = [
+        index for index, cell in enumerate(code) if cell.execution_count or cell.outputs or "execution" in cell.metadata
+    ]
     index = ran[-1] if ran else 0
     line = written[index].line
     name = getattr(error, "ename", type(error).__name__)
@@ -187,22 +200,33 @@ def _failure(target: Target, notebook: NotebookNode, error: Exception) -> Failur
 
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
-    if information.is_file() and (found := re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE)):
+    if information.is_file() and (
+        found := re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE)
+    ):
         return found.group(1).strip()
     return platform.processor() or platform.machine()
 
 
 def command(options: list[str]) -> int:
     """Make the derived files, executing what changed."""
-    parser = argparse.ArgumentParser(prog="python -m course execute", description="Make notebooks, exercises and solutions from chapters/, re-executing what changed.")
+    parser = argparse.ArgumentParser(
+        prog="python -m course execute",
+        description="Make notebooks, exercises and solutions from chapters/, re-executing what changed.",
+    )
     parser.add_argument("names", nargs="*", help="lessons (default: all)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the outputs come from (default: cpu)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time (default: one per core)")
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="where the outputs come from (default: cpu)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time (default: one per core)"
+    )
     parser.add_argument("--force", action="store_true", help="execute also what is up to date")
     chosen = parser.parse_args(options)
     failures = run(targets(chosen.names), chosen.device, chosen.jobs, chosen.force)
     for failure in failures:
         print(f"\n{failure.where}\n  {failure.error}", file=sys.stderr)
     if failures:
-        raise CourseError(f"{len(failures)} notebooks failed and were not written; mend the cells named above and run the command again")
+        raise CourseError(
+            f"{len(failures)} notebooks failed and were not written; mend the cells named above and run the command again"
+        )
     return 0

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -40,19 +41,24 @@ def problems(exercise_set: Source) -> tuple[list[str], int]:
 
 def try_all(exercise_set: Source) -> tuple[list[str], int]:
     """Try every variant of every question in this process."""
-    import os
-
     EXERCISES.mkdir(exist_ok=True)
     os.chdir(EXERCISES)  # where a learner's kernel runs
-    stubs = {cell.metadata["nbgrader"]["grade_id"]: cell.source for cell in released(exercise_set).cells if cell.metadata.get("nbgrader", {}).get("solution")}
+    stubs = {
+        cell.metadata["nbgrader"]["grade_id"]: cell.source
+        for cell in released(exercise_set).cells
+        if cell.metadata.get("nbgrader", {}).get("solution")
+    }
     found: list[str] = []
     tried = 0
     for question in questions(exercise_set):
         given = _given(exercise_set, question)
         stub = stubs[f"{question.name}-answer"]
-        variants = [("the worked solution", question.solution.line, question.solution.source, None)]
+        variants: list[tuple[str, int, str, str | None]] = []
+        variants.append(("the worked solution", question.solution.line, question.solution.source, None))
         variants.append(("the untouched stub", question.solution.line, stub, ""))
-        variants += [("a wrong answer", wrong.line, wrong.source, wrong.metadata.get("expects")) for wrong in question.wrong]
+        variants += [
+            ("a wrong answer", wrong.line, wrong.source, wrong.metadata.get("expects")) for wrong in question.wrong
+        ]
         for what, line, source, expected in variants:
             tried += 1
             place = f"{exercise_set.where}:{line}: {what} of `{question.name}`"
@@ -79,7 +85,11 @@ def _judge(given: list[str], answer: str, question: Question, expected: str | No
     if outcome is None:
         return "passes its check"
     if stub:
-        return None if isinstance(outcome, (NotImplementedError, AssertionError)) else f"fails with {type(outcome).__name__}, not with a clear message"
+        return (
+            None
+            if isinstance(outcome, (NotImplementedError, AssertionError))
+            else f"fails with {type(outcome).__name__}, not with a clear message"
+        )
     if not isinstance(outcome, AssertionError):
         return f"fails with {type(outcome).__name__} ({_first_line(outcome)}), not with a message of the check"
     if expected not in str(outcome):
@@ -106,19 +116,27 @@ def _first_line(error: Exception) -> str:
 
 def command(options: list[str]) -> int:
     """Try the variants of the named sets (all by default) and report."""
-    parser = argparse.ArgumentParser(prog="python -m course check-exercises", description="Try solutions, stubs and wrong answers against their checks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m course check-exercises",
+        description="Try solutions, stubs and wrong answers against their checks.",
+    )
     parser.add_argument("names", nargs="*", help="sets (default: all)")
     chosen = select(exercise_sets(), parser.parse_args(options).names)
     failed = 0
     for exercise_set in chosen:
         started = time.perf_counter()
         found, tried = problems(exercise_set)
-        print(f"{exercise_set.where}: {len(questions(exercise_set))} questions, {tried} answers tried in {time.perf_counter() - started:.1f} s, {len(found)} problems", flush=True)
+        print(
+            f"{exercise_set.where}: {len(questions(exercise_set))} questions, {tried} answers tried in {time.perf_counter() - started:.1f} s, {len(found)} problems",
+            flush=True,
+        )
         for line in found:
             print(f"  {line}")
         failed += len(found)
     if failed:
-        raise CourseError(f"{failed} answers did not behave as they should; each line above names the file and line to mend")
+        raise CourseError(
+            f"{failed} answers did not behave as they should; each line above names the file and line to mend"
+        )
     return 0
 
 

@@ -60,7 +60,15 @@ def questions(exercise_set: Source) -> list[Question]:
             numbers = {key: int(current[key]) for key in ("points", "difficulty", "minutes")}
         except KeyError as error:
             raise CourseError(f"{place}: the cell break does not give {error}") from None
-        found.append(Question(current["question"], **numbers, solution=cells["solution"][0], check=cells["check"][0], wrong=tuple(cells["wrong"])))
+        found.append(
+            Question(
+                current["question"],
+                **numbers,
+                solution=cells["solution"][0],
+                check=cells["check"][0],
+                wrong=tuple(cells["wrong"]),
+            )
+        )
 
     for cell in exercise_set.cells:
         if "question" in cell.metadata:
@@ -99,7 +107,9 @@ def source_notebook(exercise_set: Source) -> NotebookNode:
         if question := by_line.get(cell.line):
             new.metadata["nbgrader"] = _nbgrader(f"{question.name}-answer", solution=True)
         elif question := checks.get(cell.line):
-            new.metadata["nbgrader"] = _nbgrader(f"{question.name}-check", grade=True, locked=True, points=question.points)
+            new.metadata["nbgrader"] = _nbgrader(
+                f"{question.name}-check", grade=True, locked=True, points=question.points
+            )
         cells.append(new)
     return _finish(cells)
 
@@ -156,8 +166,17 @@ def _with_facts(text: str, facts: dict) -> str:
     return f"{heading}\n\n{line}\n{rest}"
 
 
-def _nbgrader(grade_id: str, *, grade: bool = False, solution: bool = False, locked: bool = False, points: int | None = None) -> dict:
-    metadata = {"grade": grade, "grade_id": grade_id, "locked": locked, "schema_version": 3, "solution": solution, "task": False}
+def _nbgrader(
+    grade_id: str, *, grade: bool = False, solution: bool = False, locked: bool = False, points: int | None = None
+) -> dict:
+    metadata = {
+        "grade": grade,
+        "grade_id": grade_id,
+        "locked": locked,
+        "schema_version": 3,
+        "solution": solution,
+        "task": False,
+    }
     if points is not None:
         metadata["points"] = points
     if grade or solution:
@@ -167,11 +186,15 @@ def _nbgrader(grade_id: str, *, grade: bool = False, solution: bool = False, loc
 
 def _finish(cells: list[NotebookNode]) -> NotebookNode:
     """Put the title first and give every cell an id that stays the same while its text does."""
-    title = next((index for index, cell in enumerate(cells) if cell.cell_type == "markdown" and cell.source.startswith("# ")), 0)
+    title = next(
+        (index for index, cell in enumerate(cells) if cell.cell_type == "markdown" and cell.source.startswith("# ")), 0
+    )
     if title:
         cells[0], cells[title] = cells[title], cells[0]
     number_cells(cells)
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE)})
+    notebook = nbformat.v4.new_notebook(
+        cells=cells, metadata={"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE)}
+    )
     notebook.nbformat_minor = 5
     return notebook
 
@@ -196,9 +219,14 @@ c.ExecutePreprocessor.timeout = 60
 
 def command(options: list[str]) -> int:
     """Write a set as an nbgrader assignment."""
-    parser = argparse.ArgumentParser(prog="python -m course nbgrader", description="Write an exercise set as an nbgrader assignment for an instructor.")
+    parser = argparse.ArgumentParser(
+        prog="python -m course nbgrader",
+        description="Write an exercise set as an nbgrader assignment for an instructor.",
+    )
     parser.add_argument("name", help="the set, for example tensors")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="nbgrader's course folder; made if it is missing")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="nbgrader's course folder; made if it is missing"
+    )
     chosen = parser.parse_args(options)
     [exercise_set] = select(exercise_sets(), [chosen.name])
     target = chosen.out / "source" / chosen.name / f"{chosen.name}.ipynb"

@@ -1,24 +1,52 @@
-"""Open JupyterLab where the lessons and exercises are."""
+"""Open JupyterLab on a learner's own copies of the lessons and exercises."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+from course.environment import say
 from course.kernels import surroundings
-from course.paths import ROOT
+from course.paths import EXERCISES, NOTEBOOKS, ROOT, WORK
+
+
+def prepare() -> list[Path]:
+    """Copy lessons and exercises that are not there yet into the learner's folder, and return the new copies.
+
+    What a learner has changed is never overwritten; delete or rename a copy to get a fresh one.
+    """
+    WORK.mkdir(exist_ok=True)
+    new = []
+    for folder, ending in ((NOTEBOOKS, ""), (EXERCISES, "-exercises")):
+        for path in sorted(folder.glob("*.ipynb")):
+            copy = WORK / f"{path.stem}{ending}.ipynb"
+            if not copy.exists():
+                shutil.copyfile(path, copy)
+                new.append(copy)
+    return new
 
 
 def command(options: list[str]) -> int:
-    """Start JupyterLab in the repository; further options go to it."""
-    parser = argparse.ArgumentParser(prog="python -m course lab", description="Open JupyterLab on the lessons and exercises.")
+    """Start JupyterLab in the learner's folder; further options go to it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m course lab",
+        description="Open JupyterLab on your own copies of lessons and exercises, in my-work/.",
+    )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="options of JupyterLab, for example --no-browser")
     chosen = parser.parse_args(options)
-    print("Lessons are in notebooks/, exercises in exercises/. Save your own copy of a notebook before you change it (File, Save Notebook As).")
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks", *chosen.options]
-    environment = {name: value for name, value in surroundings().items() if name not in ("IPYTHONDIR", "PYTHONWARNINGS", "NO_COLOR")}
+    for copy in prepare():
+        say(f"new: {copy.relative_to(ROOT)}")
+    say("your copies are in my-work/; what you change there is yours. Stop JupyterLab with Ctrl+C")
+    arguments = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={WORK}", *chosen.options]
+    environment = {
+        name: value
+        for name, value in surroundings().items()
+        if name not in ("IPYTHONDIR", "PYTHONWARNINGS", "NO_COLOR")
+    }
     try:
-        return subprocess.run(command, cwd=ROOT, env=environment).returncode
+        return subprocess.run(arguments, cwd=WORK, env=environment).returncode
     except KeyboardInterrupt:
         return 0

@@ -14,10 +14,23 @@ HEAD = "# Made by `make lock` from requirements.in and the group `tools` of pypr
 
 def command(options: list[str]) -> int:
     """Resolve the loose requirements anew and write the lock."""
-    parser = argparse.ArgumentParser(prog="python -m course lock", description="Renew requirements.txt from requirements.in and pyproject.toml.")
+    parser = argparse.ArgumentParser(
+        prog="python -m course lock", description="Renew requirements.txt from requirements.in and pyproject.toml."
+    )
     parser.add_argument("--upgrade", action="store_true", help="take newer versions than the lock has now")
     chosen = parser.parse_args(options)
-    arguments = ["uv", "pip", "compile", "requirements.in", "--group", "tools", "--universal", "--python-version", "3.11", "--generate-hashes"]
+    arguments = [
+        "uv",
+        "pip",
+        "compile",
+        "requirements.in",
+        "--group",
+        "tools",
+        "--universal",
+        "--python-version",
+        "3.11",
+        "--generate-hashes",
+    ]
     arguments += ["--no-emit-index-url", "--no-emit-find-links", "--no-header", "--quiet", "--output-file", LOCK.name]
     arguments += ["--upgrade"] if chosen.upgrade else []
     if subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL).returncode:

@@ -64,7 +64,11 @@ class Target:
 def key(source: Source, notebook: NotebookNode, device: str) -> str:
     """Return the fingerprint of everything that decides a notebook's outputs."""
     facts = {
-        "code": [[cell.source, [tag for tag in cell.metadata.get("tags", []) if tag in KEPT_TAGS]] for cell in notebook.cells if cell.cell_type == "code"],
+        "code": [
+            [cell.source, [tag for tag in cell.metadata.get("tags", []) if tag in KEPT_TAGS]]
+            for cell in notebook.cells
+            if cell.cell_type == "code"
+        ],
         "requirements": hashlib.sha256(LOCK.read_bytes()).hexdigest(),
         "data": {name: datasets.fingerprint(name) for name in source.datasets},
         "device": device,

@@ -1,15 +1,19 @@
 """Where things live in the repository."""
 
+import os
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent
+ROOT = Path(os.environ.get("COURSE_ROOT", REPOSITORY)).resolve()  # the tests build small books elsewhere
 CHAPTERS = ROOT / "chapters"
 NOTEBOOKS = ROOT / "notebooks"
 EXERCISES = ROOT / "exercises"
 SOLUTIONS = ROOT / "solutions"
 DATA = ROOT / "data"
 BUILD = ROOT / "_build"
+CACHE = BUILD / ".jupyter_cache"
 SITE = BUILD / "html"
+WORK = ROOT / "my-work"
 LOCK = ROOT / "requirements.txt"
 
 

@@ -17,6 +17,7 @@ from course.errors import CourseError
 CALLOUTS = {"note": "Note", "tip": "Tip", "warning": "Warning", "important": "Important"}
 OPENING = re.compile(r"^(:{3,})\{([a-z-]+)\}\s*(.*)$")
 CODE_SPAN = re.compile(r"(`+)(?:(?!\1).)*?\1(?!`)", re.DOTALL)
+CODE_SPAN_ALONE = re.compile(r"(?<![`}])(`{1,2})(?!`)[^`\n]*(?<!`)\1(?!`)")  # not the text of a role
 TERM = re.compile(r"\{term\}`([^`]+)`")
 ROLE = re.compile(r"\{[a-z][a-z:-]*\}`[^`]*`")
 PAGE_LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)")
@@ -103,14 +104,24 @@ def _block(name: str, title: str, body: list[str], site: str, where: str) -> lis
     if name in CALLOUTS or name == "admonition":
         heading = " · ".join(part for part in (CALLOUTS.get(name, ""), _inlines(title, site, where)) if part)
         return [f"> **{heading}**", ">", *(f"> {each}".rstrip() for each in inner)]
-    raise CourseError(f"{where}: the directive `{{{name}}}` cannot be shown in a notebook; use one of {', '.join([*CALLOUTS, 'admonition', 'dropdown', 'quiz'])}")
+    raise CourseError(
+        f"{where}: the directive `{{{name}}}` cannot be shown in a notebook; use one of {', '.join([*CALLOUTS, 'admonition', 'dropdown', 'quiz'])}"
+    )
 
 
 def _quiz(parsed: quiz.Quiz, site: str, where: str) -> list[str]:
     out = [f"**Question.** {_inlines(parsed.question, site, where)}", ""]
     for option in parsed.options:
         verdict = "✅ **Right.**" if option.right else "❌ **Not this one.**"
-        out += ["<details>", f"<summary>{_html(option.text, site, where)}</summary>", "", f"{verdict} {_inlines(option.explanation, site, where)}", "", "</details>", ""]
+        out += [
+            "<details>",
+            f"<summary>{_html(option.text, site, where)}</summary>",
+            "",
+            f"{verdict} {_inlines(option.explanation, site, where)}",
+            "",
+            "</details>",
+            "",
+        ]
     return out
 
 
@@ -134,7 +145,9 @@ def _inlines(text: str, site: str, where: str) -> str:
         return f"\x00{len(spans) - 1}\x00"
 
     if left := ROLE.search(text):
-        raise CourseError(f"{where}: the role `{left.group(0)}` cannot be shown in a notebook; the only role is {{term}}")
+        raise CourseError(
+            f"{where}: the role `{left.group(0)}` cannot be shown in a notebook; the only role is {{term}}"
+        )
     text = CODE_SPAN.sub(keep, text)
     text = PAGE_LINK.sub(lambda found: f"]({_address(found.group(1), site)})", text)
     return re.sub(r"\x00(\d+)\x00", lambda found: spans[int(found.group(1))], text)
@@ -161,6 +174,7 @@ RAW_MYST = (
 
 def raw_myst(text: str) -> str | None:
     """Say what raw MyST syntax a notebook's Markdown cell still holds; None if there is none."""
+    text = CODE_SPAN_ALONE.sub(lambda found: "·" * len(found.group(0)), text)
     for pattern, what in RAW_MYST:
         if found := pattern.search(text):
             line = text[: found.start()].count("\n") + 1

