@@ -182,13 +182,16 @@ def _read(path: Path) -> NotebookNode:
 
 
 def _imports(source: str) -> set[str]:
-    """Return the top-level names of the modules that a cell imports."""
+    """Return the top-level names of the modules that a cell needs (an import inside `try` may fail)."""
     names: set[str] = set()
     try:
         tree = ast.parse(re.sub(r"^\s*[%!].*$", "pass", source, flags=re.MULTILINE))
     except SyntaxError:
         return names  # a cell that shows a syntax error
+    optional = {id(inner) for outer in ast.walk(tree) if isinstance(outer, ast.Try) for inner in ast.walk(outer)}
     for node in ast.walk(tree):
+        if id(node) in optional:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
