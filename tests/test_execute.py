@@ -43,13 +43,13 @@ def test_the_site_refuses_stale_outputs(book: Book):
 
 def test_a_failing_cell_is_named_by_lesson_line_and_error_and_nothing_is_written(book: Book):
     before = book.read("notebooks/tiny.ipynb")
-    book.edit("chapters/tiny.md", "sum(numbers)", "sum(nombers)")
+    book.edit("chapters/tiny.md", "sum(numbers)", "sum(absent)")
     done = book.run("execute")
     assert done.returncode == 2
     place = re.search(r"chapters/tiny\.md:(\d+) \(code cell 1, `numbers = ", done.stderr)
     assert place, done.stderr
     assert book.read("chapters/tiny.md").splitlines()[int(place.group(1)) - 1].startswith(("```{code-cell}", "numbers"))
-    assert "NameError: name 'nombers' is not defined" in done.stderr
+    assert "NameError: name 'absent' is not defined" in done.stderr
     assert "Traceback" not in done.stderr
     assert book.read("notebooks/tiny.ipynb") == before
     assert not list(book.root.glob("notebooks/*.part"))
