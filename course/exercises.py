@@ -145,6 +145,10 @@ def worked(exercise_set: Source) -> NotebookNode:
             marks = ("### BEGIN SOLUTION", "### END SOLUTION")
             cell.source = "\n".join(line for line in cell.source.splitlines() if line.strip() not in marks)
     notebook.cells[0].source = notebook.cells[0].source.replace("# Exercises:", "# Solutions:")
+    site, name = site_address(), exercise_set.name
+    notebook.cells[
+        1
+    ].source = f"*Try [the exercises]({site}/exercises/{name}.html) first · [the lesson]({site}/chapters/{name}.html)*"
     return _finish(notebook.cells)
 
 

@@ -35,12 +35,12 @@ def command(options: list[str]) -> int:
         prog="python -m course lab",
         description="Open JupyterLab on your own copies of lessons and exercises, in my-work/.",
     )
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of JupyterLab, for example --no-browser")
-    chosen = parser.parse_args(options)
+    parser.epilog = "Further options go to JupyterLab, for example --no-browser."
+    _, further = parser.parse_known_args(options)
     for copy in prepare():
         say(f"new: {copy.relative_to(ROOT)}")
     say("your copies are in my-work/; what you change there is yours. Stop JupyterLab with Ctrl+C")
-    arguments = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={WORK}", *chosen.options]
+    arguments = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={WORK}", *further]
     environment = {
         name: value
         for name, value in surroundings().items()
