@@ -16,9 +16,9 @@ from nbformat import NotebookNode
 from course import curriculum, datasets, exercise_checks
 from course.compare import MOST_EXEMPT, PICTURES, exempt, picture_problem
 from course.errors import CourseError
-from course.execute import targets
-from course.exercises import questions, released
-from course.notebooks import to_text
+from course.exercises import questions
+from course.notebook_files import to_text
+from course.notebooks import stale, targets
 from course.paths import EXERCISES, NOTEBOOKS, SOLUTIONS, relative
 from course.portable import raw_myst
 from course.sources import Source, exercise_sets, lessons, pages
@@ -34,20 +34,8 @@ WARNINGS = re.compile(r"\b(DeprecationWarning|FutureWarning|PendingDeprecationWa
 
 def derived_files() -> Iterator[str]:
     """Derived files are those that the present sources make, and there are no others."""
-    expected = {}
-    for target in targets([]):
-        expected[target.path] = target.up_to_date()
-    for exercise_set in exercise_sets():
-        expected[EXERCISES / f"{exercise_set.name}.ipynb"] = released(exercise_set)
-    for path, notebook in expected.items():
-        if notebook is None:
-            yield f"{relative(path)} is missing, or its outputs do not belong to the present code, lock or data: run `make execute`"
-        elif not path.is_file() or path.read_text(encoding="utf-8") != to_text(notebook):
-            yield f"{relative(path)} differs from what its source makes: run `make execute`"
-    for folder in (NOTEBOOKS, EXERCISES, SOLUTIONS):
-        for path in folder.glob("*.ipynb"):
-            if path not in expected:
-                yield f"{relative(path)} has no source in chapters/: delete it"
+    for problem in stale():
+        yield f"{problem}: run `make execute`"
 
 
 def portable_notebooks() -> Iterator[str]:

@@ -26,8 +26,8 @@ from nbformat import NotebookNode
 
 from course import data, usage
 from course.errors import CourseError
-from course.execute import targets
 from course.kernels import surroundings, threads
+from course.notebooks import targets
 from course.paths import BUILD, REPOSITORY, ROOT
 
 TOLERANCE = 1e-4  # absolute and relative, unless a cell says otherwise

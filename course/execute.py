@@ -28,9 +28,9 @@ from course.environment import say
 from course.errors import CourseError
 from course.exercises import released
 from course.kernels import surroundings
-from course.notebooks import Target, key, write
+from course.notebook_files import write
+from course.notebooks import Target, key, targets
 from course.paths import EXERCISES
-from course.sources import exercise_sets, lessons, select
 
 CELL_TIMEOUT = 600  # seconds; far above any lesson's budget, it only ends a hang
 DEVICE_CODE = """
@@ -45,14 +45,6 @@ class Failure:
 
     where: str
     error: str
-
-
-def targets(names: list[str]) -> list[Target]:
-    """Return the notebooks that are executed: lessons, then solutions."""
-    pages, sets = lessons(), exercise_sets()
-    known = {source.name: source for source in [*pages, *sets]}
-    select(list(known.values()), names)
-    return [Target(source) for source in [*pages, *sets] if not names or source.name in names]
 
 
 def run(chosen: list[Target], device: str, jobs: int, force: bool) -> list[Failure]:

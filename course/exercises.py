@@ -7,7 +7,6 @@ A set is a text notebook: prompts, `solution` cells (with nbgrader's `### BEGIN 
 from __future__ import annotations
 
 import argparse
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import nbformat
 from nbformat import NotebookNode
 
 from course.errors import CourseError
+from course.notebook_files import new_notebook
 from course.portable import portable
-from course.sources import KERNEL, LANGUAGE, Cell, Source, exercise_sets, repository, select, site_address
+from course.sources import Cell, Source, exercise_sets, repository, select, site_address
 
 DIFFICULTY = {1: "●○○", 2: "●●○", 3: "●●●"}
 
@@ -189,27 +189,13 @@ def _nbgrader(
 
 
 def _finish(cells: list[NotebookNode]) -> NotebookNode:
-    """Put the title first and give every cell an id that stays the same while its text does."""
+    """Put the title first and make a notebook of the cells."""
     title = next(
         (index for index, cell in enumerate(cells) if cell.cell_type == "markdown" and cell.source.startswith("# ")), 0
     )
     if title:
         cells[0], cells[title] = cells[title], cells[0]
-    number_cells(cells)
-    notebook = nbformat.v4.new_notebook(
-        cells=cells, metadata={"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE)}
-    )
-    notebook.nbformat_minor = 5
-    return notebook
-
-
-def number_cells(cells: list[NotebookNode]) -> None:
-    """Set the id of every cell from its source, so that an edit changes no other cell's id."""
-    seen: dict[str, int] = {}
-    for cell in cells:
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
-        seen[digest] = seen.get(digest, 0) + 1
-        cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    return new_notebook(cells)
 
 
 NBGRADER_CONFIG = """\

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 
 from course import datasets
-from course.exercises import number_cells, worked
-from course.paths import LOCK, NOTEBOOKS, SOLUTIONS, relative
+from course.exercises import released, worked
+from course.notebook_files import new_notebook, to_text
+from course.paths import EXERCISES, LOCK, NOTEBOOKS, SOLUTIONS, relative
 from course.portable import portable
-from course.sources import Source, new_notebook, repository, site_address
+from course.sources import Source, exercise_sets, lessons, repository, select, site_address
 
 # Code, requirements, data and device decide what a notebook prints. Anything else may change without re-executing it.
 KEPT_TAGS = ("hide-input", "raises-exception", "gpu")
@@ -33,11 +34,7 @@ class Target:
 
     def fresh(self) -> NotebookNode:
         """Return the notebook without outputs, as its source makes it now."""
-        if self.is_solution:
-            notebook = worked(self.source)
-            notebook.metadata["course"] = {}
-            return notebook
-        return lesson_notebook(self.source)
+        return worked(self.source) if self.is_solution else lesson_notebook(self.source)
 
     def recorded(self) -> NotebookNode | None:
         """Return the notebook on disk, or None if there is none that can be read."""
@@ -91,8 +88,7 @@ def lesson_notebook(source: Source) -> NotebookNode:
     links = f"*[Read as a web page]({site}/chapters/{source.name}.html) · [open in Colab]({colab}/blob/{branch}/notebooks/{source.name}.ipynb)*"
     heading, _, rest = cells[0].source.partition("\n")
     cells[0].source = f"{heading}\n\n{links}\n{rest}".rstrip()
-    number_cells(cells)
-    return new_notebook(cells, {})
+    return new_notebook(cells)
 
 
 def _code_metadata(written: dict) -> dict:
@@ -109,21 +105,23 @@ def _code_metadata(written: dict) -> dict:
     return metadata
 
 
-def to_text(notebook: NotebookNode) -> str:
-    """Return a notebook as it is written to disk: the same bytes for the same content."""
-    return nbformat.writes(notebook, version=nbformat.NO_CONVERT).rstrip("\n") + "\n"
+def targets(names: list[str]) -> list[Target]:
+    """Return the notebooks that are executed, of the named lessons or of all: lessons, then solutions."""
+    sources = [*lessons(), *exercise_sets()]
+    select(sources, names)
+    return [Target(source) for source in sources if not names or source.name in names]
 
 
-def write(notebook: NotebookNode, path: Path) -> bool:
-    """Write a notebook in one step, if it differs from what is there; return whether it did."""
-    text = to_text(notebook)
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return False
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".ipynb.part")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
+def stale() -> Iterator[str]:
+    """Yield what is wrong with each derived file that is not what the present sources make; nothing if all are."""
+    expected = {target.path: target.up_to_date() for target in targets([])}
+    expected |= {EXERCISES / f"{each.name}.ipynb": released(each) for each in exercise_sets()}
+    for path, notebook in expected.items():
+        if notebook is None:
+            yield f"{relative(path)} is missing, or its outputs do not belong to the present code, lock or data"
+        elif not path.is_file() or path.read_text(encoding="utf-8") != to_text(notebook):
+            yield f"{relative(path)} differs from what its source makes"
+    for folder in (NOTEBOOKS, EXERCISES, SOLUTIONS):
+        for path in sorted(folder.glob("*.ipynb")):
+            if path not in expected:
+                yield f"{relative(path)} has no source in chapters/ (delete it)"

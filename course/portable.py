@@ -7,7 +7,6 @@ become links to the published site. Mathematics and tables are left alone: every
 from __future__ import annotations
 
 import re
-from html import escape
 
 from markdown_it import MarkdownIt
 
@@ -127,7 +126,7 @@ def _quiz(parsed: quiz.Quiz, site: str, where: str) -> list[str]:
 
 def _html(text: str, site: str, where: str) -> str:
     """Render one line of Markdown as HTML: inside `<summary>` viewers take text as it stands."""
-    return _inline.renderInline(_inlines(text, site, where)).strip() if text else escape(text)
+    return _inline.renderInline(_inlines(text, site, where)).strip()
 
 
 def _inlines(text: str, site: str, where: str) -> str:

@@ -16,11 +16,8 @@ from myst_parser.config.main import MdParserConfig
 
 from course.environment import say
 from course.errors import CourseError
-from course.execute import targets
-from course.exercises import released
-from course.notebooks import Target, to_text
-from course.paths import BUILD, CACHE, EXERCISES, REPOSITORY, ROOT, SITE
-from course.sources import exercise_sets
+from course.notebooks import stale, targets
+from course.paths import BUILD, CACHE, REPOSITORY, ROOT, SITE
 
 
 def build(fresh: bool = False) -> dict[str, float]:
@@ -34,11 +31,11 @@ def build(fresh: bool = False) -> dict[str, float]:
         shutil.rmtree(SITE, ignore_errors=True)
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
     started = time.perf_counter()
-    executed = require_up_to_date()
+    require_up_to_date()
     seconds["check that every output belongs to its text"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    fill_cache(executed)
+    fill_cache()
     seconds["hand the outputs over to Sphinx"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -66,30 +63,19 @@ def build(fresh: bool = False) -> dict[str, float]:
     return seconds
 
 
-def require_up_to_date() -> list[Target]:
-    """Return all executed notebooks, after making sure that each belongs to its text.
+def require_up_to_date() -> None:
+    """Make sure that every derived file is what the present sources make.
 
     Raises:
-        CourseError: a derived file is stale or missing.
+        CourseError: one is stale or missing.
     """
-    executed = targets([])
-    stale = []
-    for target in executed:
-        kept = target.up_to_date()
-        if kept is None or to_text(kept) != target.path.read_text(encoding="utf-8"):
-            stale.append(str(target))
-    for exercise_set in exercise_sets():
-        path = EXERCISES / f"{exercise_set.name}.ipynb"
-        if not path.is_file() or to_text(released(exercise_set)) != path.read_text(encoding="utf-8"):
-            stale.append(f"exercises/{path.name}")
-    if stale:
+    if problems := list(stale()):
         raise CourseError(
-            f"{', '.join(stale)}: not made from the present sources, lock and data. Run `make execute` (it re-executes only what changed)"
+            "\n  ".join(["not up to date:", *problems, "Run `make execute` (it re-executes only what changed)"])
         )
-    return executed
 
 
-def fill_cache(executed: list[Target]) -> None:
+def fill_cache() -> None:
     """Put the outputs of the lessons where Sphinx looks for them.
 
     Its key there is the code with its cell metadata as MyST-NB reads it, so that reader makes the entry.
@@ -98,7 +84,7 @@ def fill_cache(executed: list[Target]) -> None:
     shutil.rmtree(CACHE, ignore_errors=True)
     cache = get_cache(str(CACHE))
     config = MdParserConfig(enable_extensions={"colon_fence", "dollarmath", "deflist"})
-    for target in executed:
+    for target in targets([]):
         if target.is_solution:
             continue
         page = read_myst_markdown_notebook(target.source.text, config, path=target.source.path)

@@ -5,21 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import yaml
 from jupytext.myst import myst_to_notebook
 
 from course.errors import CourseError
 from course.paths import CHAPTERS, ROOT, relative
-
-LANGUAGE = {
-    "codemirror_mode": {"name": "ipython", "version": 3},
-    "file_extension": ".py",
-    "mimetype": "text/x-python",
-    "name": "python",
-}
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 @dataclass(frozen=True)
@@ -123,10 +115,11 @@ def read(path: Path) -> Source:
         Cell(cell.cell_type, cell.source, dict(cell.metadata), line + 1)
         for cell, line in zip(notebook.cells, front["source_map"], strict=True)
     )
-    return Source(path, yaml.safe_load(yaml.safe_dump(_plain(front[key]))), cells)
+    return Source(path, _plain(front[key]), cells)
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
+    """Return front matter without nbformat's own kind of dictionary."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -199,12 +192,3 @@ def repository() -> tuple[str, str]:
 
 def _config() -> dict:
     return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-
-
-def new_notebook(cells: list, course: dict) -> nbformat.NotebookNode:
-    """Return a notebook with the course's metadata and stable cell ids."""
-    notebook = nbformat.v4.new_notebook(
-        cells=cells, metadata={"kernelspec": dict(KERNEL), "language_info": dict(LANGUAGE), "course": course}
-    )
-    notebook.nbformat_minor = 5
-    return notebook

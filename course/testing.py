@@ -14,7 +14,7 @@ from pathlib import Path
 from course import checks, compare, data, datasets, site
 from course.environment import say
 from course.errors import CourseError
-from course.execute import targets
+from course.notebooks import targets
 from course.paths import DATA, ROOT
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
