@@ -22,7 +22,7 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 # Run a notebook's cells one after another in one namespace. Colab's kernel would do the same; this needs no kernel, so
 # that the environment can hold the four packages and nothing else.
 RUN = """
-import json, sys, types
+import json, linecache, sys, types
 import matplotlib
 matplotlib.use("Agg")
 module = types.ModuleType("__main__")
@@ -31,8 +31,10 @@ for number, cell in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))["ce
     tags = cell["metadata"].get("tags", [])
     if cell["cell_type"] != "code" or "gpu" in tags:
         continue
+    source, name = "".join(cell["source"]), f"<cell {number}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)  # as a kernel does, for `inspect`
     try:
-        exec(compile("".join(cell["source"]), f"<cell {number}>", "exec"), module.__dict__)
+        exec(compile(source, name, "exec"), module.__dict__)
     except Exception as error:
         if "raises-exception" not in tags:
             raise SystemExit(f"cell {number} of {sys.argv[1]}: {type(error).__name__}: {error}")
