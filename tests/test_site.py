@@ -188,6 +188,14 @@ def test_the_buttons_of_a_page_lead_to_its_notebook(page: str):
         assert (SITE / page).parent.joinpath(link).resolve().read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_view_source_leads_to_the_file_that_the_page_is_made_from(page: str):
+    home, branch = repository()
+    html = (SITE / page).read_text(encoding="utf-8")
+    sources = re.findall(re.escape(f'href="{home}/blob/{branch}/') + r'([^"?]+)', html)
+    assert any((ROOT / source).is_file() and Path(source).stem == Path(page).stem for source in sources), sources
+
+
 @pytest.mark.parametrize("lesson", [lesson.name for lesson in lessons()])
 def test_the_outputs_on_a_page_are_those_of_its_notebook(lesson: str):
     html = (SITE / "chapters" / f"{lesson}.html").read_text(encoding="utf-8")
