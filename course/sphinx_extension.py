@@ -155,6 +155,14 @@ def set_buttons(
     )
 
 
+def let_keys_scroll(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Make displayed formulas reachable by keyboard: on a phone they scroll inside their box."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<div class="math"', '<div class="math" tabindex="0"')
+
+
 def prepare(app: Sphinx, config: Config) -> None:
     """Let Sphinx find the committed outputs and the icon, and stop it from making outputs of its own."""
 
@@ -204,6 +212,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", add_provenance)
     app.connect("doctree-read", mark_missing_gpu_outputs)
     app.connect("html-page-context", set_buttons, priority=900)
+    app.connect("html-page-context", let_keys_scroll)
     app.connect("build-finished", copy_notebooks)
     app.add_css_file("course.css")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -145,7 +145,7 @@ def test_every_quiz_option_explains_itself_when_it_is_opened(visit, lesson: str)
         assert not answer.is_visible()
         option.locator("summary").click()
         assert answer.is_visible()
-        assert re.match(r"(Right|Not this one)\. \S", answer.inner_text())
+        assert re.match(r"(Right|Not this one)\.\s+\S", answer.inner_text())
 
 
 @browser_needed
