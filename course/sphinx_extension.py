@@ -158,9 +158,10 @@ def set_buttons(
 def let_keys_scroll(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Make displayed formulas reachable by keyboard: on a phone they scroll inside their box."""
-    if "body" in context:
-        context["body"] = context["body"].replace('<div class="math"', '<div class="math" tabindex="0"')
+    """Make wide formulas and tables reachable by keyboard: on a phone they scroll inside their boxes."""
+    for kind in ("math", "pst-scrollable-table-container"):
+        if "body" in context:
+            context["body"] = context["body"].replace(f'<div class="{kind}"', f'<div class="{kind}" tabindex="0"')
 
 
 def prepare(app: Sphinx, config: Config) -> None:
