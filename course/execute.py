@@ -26,11 +26,9 @@ from nbformat import NotebookNode
 from course import data, usage
 from course.environment import say
 from course.errors import CourseError
-from course.exercises import released
 from course.kernels import surroundings
 from course.notebook_files import write
-from course.notebooks import Target, key, targets
-from course.paths import EXERCISES
+from course.notebooks import Target, key, renew, targets
 
 CELL_TIMEOUT = 600  # seconds; far above any lesson's budget, it only ends a hang
 DEVICE_CODE = """
@@ -49,17 +47,7 @@ class Failure:
 
 def run(chosen: list[Target], device: str, jobs: int, force: bool) -> list[Failure]:
     """Bring the notebooks of `chosen` up to date and return the cells that failed."""
-    stale = []
-    for target in chosen:
-        kept = None if force else target.up_to_date(device)
-        if kept is None:
-            stale.append(target)
-        elif write(kept, target.path):
-            say(f"{target}: text renewed, outputs kept")
-    for exercise_set in {target.source.name: target.source for target in chosen if target.is_solution}.values():
-        path = EXERCISES / f"{exercise_set.name}.ipynb"
-        if write(released(exercise_set), path):
-            say(f"exercises/{path.name}: written")
+    stale = renew(chosen, device, force)
     if not stale:
         say(f"{len(chosen)} notebooks are up to date, nothing to execute")
         return []

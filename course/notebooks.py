@@ -11,8 +11,9 @@ import nbformat
 from nbformat import NotebookNode
 
 from course import datasets
+from course.environment import say
 from course.exercises import released, worked
-from course.notebook_files import new_notebook, to_text
+from course.notebook_files import new_notebook, to_text, write
 from course.paths import EXERCISES, LOCK, NOTEBOOKS, SOLUTIONS, relative
 from course.portable import portable
 from course.sources import Source, exercise_sets, lessons, repository, select, site_address
@@ -110,6 +111,26 @@ def targets(names: list[str]) -> list[Target]:
     sources = [*lessons(), *exercise_sets()]
     select(sources, names)
     return [Target(source) for source in sources if not names or source.name in names]
+
+
+def renew(chosen: list[Target], device: str = "cpu", force: bool = False) -> list[Target]:
+    """Rewrite the derived files of `chosen` as far as that needs no execution; return those that need it.
+
+    A notebook whose outputs still belong to its code gets the present text (`force`: none does). Learners' notebooks
+    are never executed, so they are always written.
+    """
+    waiting = []
+    for target in chosen:
+        kept = None if force else target.up_to_date(device)
+        if kept is None:
+            waiting.append(target)
+        elif write(kept, target.path):
+            say(f"{target}: text renewed, outputs kept")
+        if target.is_solution:
+            learners = EXERCISES / f"{target.source.name}.ipynb"
+            if write(released(target.source), learners):
+                say(f"{relative(learners)}: written")
+    return waiting
 
 
 def stale() -> Iterator[str]:

@@ -16,7 +16,7 @@ from myst_parser.config.main import MdParserConfig
 
 from course.environment import say
 from course.errors import CourseError
-from course.notebooks import stale, targets
+from course.notebooks import renew, targets
 from course.paths import BUILD, CACHE, REPOSITORY, ROOT, SITE
 
 
@@ -24,15 +24,19 @@ def build(fresh: bool = False) -> dict[str, float]:
     """Build the site and return the seconds that each stage took.
 
     Raises:
-        CourseError: derived files do not belong to their sources, or Sphinx warned.
+        CourseError: outputs do not belong to their code, or Sphinx warned.
     """
     seconds = {}
     if fresh:
         shutil.rmtree(SITE, ignore_errors=True)
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
     started = time.perf_counter()
-    require_up_to_date()
-    seconds["check that every output belongs to its text"] = time.perf_counter() - started
+    if stale := renew(targets([])):
+        names = ", ".join(map(str, stale))
+        raise CourseError(
+            f"{names}: the outputs do not belong to the present code, lock or data. Run `make execute` (it re-executes only what changed)"
+        )
+    seconds["renew texts, check that every output belongs to its code"] = time.perf_counter() - started
 
     started = time.perf_counter()
     fill_cache()
@@ -61,18 +65,6 @@ def build(fresh: bool = False) -> dict[str, float]:
             "Sphinx warned (see above: file, line and reason); warnings fail the build. Mend them and run `make book` again"
         )
     return seconds
-
-
-def require_up_to_date() -> None:
-    """Make sure that every derived file is what the present sources make.
-
-    Raises:
-        CourseError: one is stale or missing.
-    """
-    if problems := list(stale()):
-        raise CourseError(
-            "\n  ".join(["not up to date:", *problems, "Run `make execute` (it re-executes only what changed)"])
-        )
 
 
 def fill_cache() -> None:

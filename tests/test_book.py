@@ -41,15 +41,16 @@ def test_the_coverage_page_links_what_is_taught_and_shows_what_is_not(built: Boo
 
 def test_one_changed_sentence_is_on_the_page_after_the_next_build(built: Book):
     built.edit("chapters/tiny.md", "Code with", "Words with")
-    assert built.run("execute").returncode == 0
-    assert built.run("book").returncode == 0
+    done = built.run("book")
+    assert done.returncode == 0, done.stderr
+    assert "notebooks/tiny.ipynb: text renewed, outputs kept" in done.stdout
+    assert "Words with" in built.read("notebooks/tiny.ipynb")
     assert "Words with" in built.read("_build/html/chapters/tiny.html")
 
 
 def test_links_that_lead_nowhere_fail_the_build_with_their_lines(book: Book):
     book.edit("chapters/tiny.md", "[home](welcome.md)", "[home](elsewhere.md)")
     book.edit("chapters/tiny.md", "{term}`leaf tensor`", "{term}`root tensor`")
-    assert book.run("execute").returncode == 0
     done = book.run("book")
     assert done.returncode == 2
     assert "elsewhere.md" in done.stderr and "root tensor" in done.stderr
