@@ -9,7 +9,7 @@ import sys
 from course.errors import CourseError
 from course.paths import LOCK, ROOT
 
-HEAD = "# Made by `make lock` from requirements.in and the group `tools` of pyproject.toml; do not edit.\n"
+HEAD = "# Made by `make lock` from requirements.in and the dependency groups of pyproject.toml; do not edit.\n"
 
 
 def command(options: list[str]) -> int:
@@ -26,6 +26,8 @@ def command(options: list[str]) -> int:
         "requirements.in",
         "--group",
         "tools",
+        "--group",
+        "shown",
         "--universal",
         "--python-version",
         "3.11",
