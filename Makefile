@@ -2,7 +2,7 @@
 PYTHON ?= python3
 COURSE = $(PYTHON) -m course
 
-.PHONY: book test lab execute check compare data curriculum lock clean help
+.PHONY: book test lab execute check compare floor data curriculum lock clean help
 
 help:            ## list the commands
 	@$(COURSE) --help
@@ -24,6 +24,9 @@ check:           ## derived files, exercises, budgets, curriculum
 
 compare:         ## re-execute and compare every output
 	@$(COURSE) compare
+
+floor:           ## compare with the oldest libraries that requirements.in admits
+	@$(COURSE) floor
 
 data:            ## fetch MNIST and Fashion-MNIST
 	@$(COURSE) data

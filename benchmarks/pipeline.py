@@ -75,7 +75,8 @@ def stock(root: Path) -> float:
     (root / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     # The two directives of the course, so that the pages are the same; nothing else of its extension.
     (root / "stock_directives.py").write_text(
-        "from course.sphinx_extension import Coverage, Quiz\n\n\ndef setup(app):\n"
+        "from course import curriculum\nfrom course.sphinx_extension import Coverage, Quiz\n\n\ndef setup(app):\n"
+        "    curriculum.write_tables()\n"
         "    app.add_config_value('comments_config', {}, '')\n"
         "    app.add_directive('quiz', Quiz)\n    app.add_directive('coverage', Coverage)\n",
         encoding="utf-8",

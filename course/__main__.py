@@ -21,6 +21,7 @@ COMMANDS = {
     "execute": ("course.execute", "make notebooks, exercises and solutions from chapters/, re-executing what changed"),
     "check": ("course.checks", "prove that derived files are up to date and exercises, budgets and curriculum hold"),
     "compare": ("course.compare", "re-execute the committed notebooks with nbval and compare every output"),
+    "floor": ("course.floor", "compare with the oldest libraries that requirements.in admits; options as for compare"),
     "check-exercises": (
         "course.exercise_checks",
         "try solutions, stubs and wrong answers of exercise sets against their checks",

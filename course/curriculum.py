@@ -10,11 +10,12 @@ from functools import cache
 import yaml
 
 from course.errors import CourseError
-from course.paths import CHAPTERS, relative
+from course.paths import BUILD, CHAPTERS, relative
 from course.portable import slug
 from course.sources import Source, exercise_sets, pages
 
 FILE = CHAPTERS / "curriculum.yml"
+TABLES = BUILD / "coverage.md"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,14 @@ def markdown() -> str:
             out.append(f"- **{name}** {_escaped(text)}{' → ' + links if links else ''}")
         out.append("")
     return "\n".join(out)
+
+
+def write_tables() -> None:
+    """Bring `TABLES` up to date for Sphinx: a page that depends on this one file is not built anew for each sentence."""
+    text = markdown()
+    if not TABLES.is_file() or TABLES.read_text(encoding="utf-8") != text:
+        TABLES.parent.mkdir(exist_ok=True)
+        TABLES.write_text(text, encoding="utf-8")
 
 
 def _escaped(text: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -18,6 +20,7 @@ from jupyter_cache.cache.main import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
 from myst_parser.config.main import MdParserConfig
 
+from course import curriculum
 from course.environment import say
 from course.errors import CourseError
 from course.notebooks import renew, targets
@@ -34,6 +37,7 @@ def build(fresh: bool = False) -> dict[str, float]:
     if fresh:
         shutil.rmtree(SITE, ignore_errors=True)
         shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
+        shutil.rmtree(CACHE, ignore_errors=True)
     started = time.perf_counter()
     if stale := renew(targets([])):
         names = ", ".join(map(str, stale))
@@ -44,6 +48,7 @@ def build(fresh: bool = False) -> dict[str, float]:
 
     started = time.perf_counter()
     fill_cache()
+    curriculum.write_tables()
     seconds["hand the outputs over to Sphinx"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -98,17 +103,23 @@ def fill_cache() -> None:
     Its key there is the code with its cell metadata as MyST-NB reads it, so that reader makes the entry.
     Solutions and exercises are pages in the form of notebooks: they bring their outputs along.
     """
-    shutil.rmtree(CACHE, ignore_errors=True)
+    handed_over = CACHE / "handed-over.json"  # notebook -> fingerprint of the text and the outputs that are in the cache
+    known = json.loads(handed_over.read_text(encoding="utf-8")) if handed_over.is_file() else {}
     cache = get_cache(str(CACHE))
     config = MdParserConfig(enable_extensions={"colon_fence", "dollarmath", "deflist"})
     for target in targets([]):
         if target.is_solution:
+            continue
+        now = hashlib.sha256(target.source.text.encode() + target.path.read_bytes()).hexdigest()
+        if known.get(str(target)) == now:
             continue
         page = read_myst_markdown_notebook(target.source.text, config, path=target.source.path)
         recorded = [cell for cell in nbformat.read(target.path, as_version=4).cells if cell.cell_type == "code"]
         for cell, done in zip((cell for cell in page.cells if cell.cell_type == "code"), recorded, strict=True):
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
         cache.cache_notebook_bundle(CacheBundleIn(nb=page, uri=str(target.path)), check_validity=False, overwrite=True)
+        known[str(target)] = now
+    handed_over.write_text(json.dumps(known, indent=1), encoding="utf-8")
 
 
 def command(options: list[str]) -> int:

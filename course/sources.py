@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,11 @@ def read(path: Path) -> Source:
     Raises:
         CourseError: the front matter is missing or malformed.
     """
-    text = path.read_text(encoding="utf-8")
+    return _parsed(path, path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=None)  # a command asks for the same pages many times, and parsing one takes tens of milliseconds
+def _parsed(path: Path, text: str) -> Source:
     try:
         notebook = myst_to_notebook(text, add_source_map=True)
     except Exception as error:  # jupytext raises bare ValueErrors and its own kinds for bad cell options

@@ -66,11 +66,9 @@ class Coverage(SphinxDirective):
     """`{coverage}`: every curriculum item and the section that teaches it, from the lessons' own declarations."""
 
     def run(self) -> list[nodes.Node]:
-        for source in curriculum.declaring():
-            self.env.note_dependency(str(source.path))
-        self.env.note_dependency(str(curriculum.FILE))
+        self.env.note_dependency(str(curriculum.TABLES))
         box = nodes.container()
-        text = StringList(curriculum.markdown().splitlines(), str(curriculum.FILE))
+        text = StringList(curriculum.TABLES.read_text(encoding="utf-8").splitlines(), str(curriculum.FILE))
         self.state.nested_parse(text, self.content_offset, box, match_titles=True)
         return box.children
 
