@@ -68,4 +68,6 @@ def command(options: list[str]) -> int:
     found = subprocess.run([str(python), "-c", asked], capture_output=True, text=True, check=True)
     say(f"comparing with {found.stdout.strip()}")
     environment = {**os.environ, "COURSE_ENVIRONMENT": "current"}
-    return subprocess.run([str(python), "-m", "course", "compare", *options], cwd=REPOSITORY, env=environment).returncode
+    return subprocess.run(
+        [str(python), "-m", "course", "compare", *options], cwd=REPOSITORY, env=environment
+    ).returncode

@@ -103,7 +103,7 @@ def fill_cache() -> None:
     Its key there is the code with its cell metadata as MyST-NB reads it, so that reader makes the entry.
     Solutions and exercises are pages in the form of notebooks: they bring their outputs along.
     """
-    handed_over = CACHE / "handed-over.json"  # notebook -> fingerprint of the text and the outputs that are in the cache
+    handed_over = CACHE / "handed-over.json"  # notebook -> fingerprint of its text and outputs
     known = json.loads(handed_over.read_text(encoding="utf-8")) if handed_over.is_file() else {}
     cache = get_cache(str(CACHE))
     config = MdParserConfig(enable_extensions={"colon_fence", "dollarmath", "deflist"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def read(path: Path) -> Source:
     return _parsed(path, path.read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=None)  # a command asks for the same pages many times, and parsing one takes tens of milliseconds
+@cache  # a command asks for the same pages many times, and parsing one takes tens of milliseconds
 def _parsed(path: Path, text: str) -> Source:
     try:
         notebook = myst_to_notebook(text, add_source_map=True)

@@ -23,6 +23,9 @@ from course.paths import CACHE, REPOSITORY, ROOT
 from course.sources import repository
 
 ASSETS = Path(__file__).parent / "assets"
+USE_MAKE = (
+    "the outputs of the pages are not at hand; build the book with `make book`, which fetches them and executes nothing"
+)
 FOLDERS = {"chapters": "notebooks", "exercises": "exercises", "solutions": "solutions"}
 
 
@@ -66,6 +69,8 @@ class Coverage(SphinxDirective):
     """`{coverage}`: every curriculum item and the section that teaches it, from the lessons' own declarations."""
 
     def run(self) -> list[nodes.Node]:
+        if not curriculum.TABLES.is_file():
+            raise ExtensionError(USE_MAKE)
         self.env.note_dependency(str(curriculum.TABLES))
         box = nodes.container()
         text = StringList(curriculum.TABLES.read_text(encoding="utf-8").splitlines(), str(curriculum.FILE))
@@ -166,9 +171,7 @@ def prepare(app: Sphinx, config: Config) -> None:
     """Let Sphinx find the committed outputs and the icon, and stop it from making outputs of its own."""
 
     def refuse(notebook: nbformat.NotebookNode, *_: Any, **__: Any) -> None:
-        raise ExtensionError(
-            "the outputs of a page are not in the cache; build the book with `make book`, which puts them there and executes nothing"
-        )
+        raise ExtensionError(USE_MAKE)
 
     config.nb_execution_cache_path = str(CACHE)
     config.html_favicon = str(ASSETS / "favicon.svg")

@@ -39,6 +39,12 @@ def test_the_coverage_page_links_what_is_taught_and_shows_what_is_not(built: Boo
     assert "Something that no lesson teaches" in page
 
 
+def test_the_coverage_page_follows_what_a_lesson_declares(built: Book):
+    built.edit("chapters/tiny.md", "what-a-number-is: [T-01]", "what-a-number-is: [T-01, T-02]")
+    assert built.run("book").returncode == 0
+    assert "2 of 2 items" in built.read("_build/html/chapters/coverage.html")
+
+
 def test_one_changed_sentence_is_on_the_page_after_the_next_build(built: Book):
     built.edit("chapters/tiny.md", "Code with", "Words with")
     done = built.run("book")

@@ -4,6 +4,7 @@ import base64
 import json
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import Book
 
@@ -109,3 +110,24 @@ def test_a_notebook_over_its_budget_fails(book: Book):
     assert done.returncode == 2
     assert "MiB of memory, its budget in chapters/tiny.md is 5" in done.stderr
     assert json.loads(next((book.root / "_build" / "measured").glob("notebooks-*.json")).read_text())["memory"] > 5
+
+
+@pytest.mark.slow
+def test_a_budget_is_declared_for_one_thread_and_not_judged_at_two(book: Book):
+    book.edit("chapters/tiny.md", "budget: {seconds: 60, memory: 2000", "budget: {seconds: 60, memory: 5")
+    done = book.run("compare", "--threads", "2")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_too_many_exempt_cells_fail_the_book_but_not_a_single_notebook(book: Book):
+    path = book.root / "notebooks" / "tiny.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code[:2]:
+        cell.metadata.update(tags=["nbval-ignore-output"], varies="a test")
+    nbformat.write(notebook, path)
+    done = book.run("compare")
+    assert done.returncode == 2
+    assert "Make outputs stable instead" in done.stderr
+    assert book.run("compare", "tiny").returncode == 0
