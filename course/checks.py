@@ -148,6 +148,20 @@ def exercise_sets_complete() -> Iterator[str]:
             yield f"{lesson.where} links to an exercise set that does not exist"
 
 
+def glossary_words() -> Iterator[str]:
+    """Every word of the glossary is linked from a page (that a linked word is in the glossary, Sphinx checks)."""
+    texts = {page.name: page.text for page in pages()}
+    linked = {
+        (target or shown).strip().lower()
+        for text in texts.values()
+        for shown, target in re.findall(r"\{term\}`([^`<]+)(?:<([^`>]+)>)?`", text)
+    }
+    entries = re.findall(r"^:{3,}\{glossary\}\n(.*?)^:{3,}", texts.get("glossary", ""), re.MULTILINE | re.DOTALL)
+    for word in re.findall(r"^(\S.*)$", "\n".join(entries), re.MULTILINE):
+        if word.strip().lower() not in linked:
+            yield f"chapters/glossary.md: no page links to `{word}`; link it at its first use or take it out"
+
+
 CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     derived_files,
     portable_notebooks,
@@ -158,6 +172,7 @@ CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
     answers,
     budgets,
     curriculum_places,
+    glossary_words,
 )
 
 

@@ -103,7 +103,8 @@ def source_notebook(exercise_set: Source) -> NotebookNode:
                 new.metadata["tags"] = ["explanation"]
             cells.append(new)
             continue
-        new = nbformat.v4.new_code_cell(cell.source)
+        kept = {name: value for name, value in cell.metadata.items() if name == "tolerance"}
+        new = nbformat.v4.new_code_cell(cell.source, metadata=kept)
         if question := by_line.get(cell.line):
             new.metadata["nbgrader"] = _nbgrader(f"{question.name}-answer", solution=True)
         elif question := checks.get(cell.line):
