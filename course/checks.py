@@ -157,7 +157,7 @@ def glossary_words() -> Iterator[str]:
         for shown, target in re.findall(r"\{term\}`([^`<]+)(?:<([^`>]+)>)?`", text)
     }
     entries = re.findall(r"^:{3,}\{glossary\}\n(.*?)^:{3,}", texts.get("glossary", ""), re.MULTILINE | re.DOTALL)
-    for word in re.findall(r"^(\S.*)$", "\n".join(entries), re.MULTILINE):
+    for word in re.findall(r"^([^\s:].*)$", "\n".join(entries), re.MULTILINE):
         if word.strip().lower() not in linked:
             yield f"chapters/glossary.md: no page links to `{word}`; link it at its first use or take it out"
 
