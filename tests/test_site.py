@@ -246,6 +246,12 @@ def test_no_page_names_a_script_style_or_font_of_another_host():
     assert found == []
 
 
+@browser_needed
+def test_the_cheat_sheet_is_printed_on_two_pages(visit):
+    printed = visit("chapters/cheat-sheet.html").pdf(format="A4")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 2
+
+
 def test_no_page_holds_a_folder_of_this_machine():
     for path in [*SITE.rglob("*.html"), *SITE.rglob("*.ipynb")]:
         text = path.read_text(encoding="utf-8")
