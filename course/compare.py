@@ -203,11 +203,11 @@ def command(options: list[str]) -> int:
         choices=["cpu", "cuda"],
         help="cuda: also run the cells that need a GPU; fails without one",
     )
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time (default: one per core)"
-    )
+    parser.add_argument("--jobs", type=int, help="notebooks at a time (default: as many as the cores have threads for)")
     parser.add_argument("--threads", type=int, default=threads(), help="threads of each kernel (default: 1)")
     chosen = parser.parse_args(options)
+    # More threads than cores spin and wait for each other: several times slower, not faster.
+    jobs = chosen.jobs or max(1, (os.cpu_count() or 1) // chosen.threads)
     os.environ["COURSE_THREADS"] = str(chosen.threads)
     selected = targets(chosen.names)
     data.require(sorted({name for target in selected for name in target.source.datasets}))
@@ -244,7 +244,7 @@ def command(options: list[str]) -> int:
     ]
     arguments += [
         "-n",
-        str(min(chosen.jobs, len(paths))),
+        str(min(jobs, len(paths))),
         "--dist",
         "loadfile",
         "--course-device",
