@@ -20,7 +20,7 @@ from pathlib import Path
 from course.errors import CourseError
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = Path(os.environ.get("COURSE_VENV", str(ROOT / ".venv")))
+FOLDER = Path(os.environ.get("COURSE_VENV") or ROOT / ".venv")  # an empty variable names no folder
 OLDEST_PYTHON = (3, 11)
 NEEDED_GIB = 8  # the CUDA build of torch takes about 5 GiB installed on Linux, the rest about 1.5
 

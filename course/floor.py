@@ -19,7 +19,7 @@ from course.environment import python_of, say
 from course.errors import CourseError
 from course.paths import LOCK, REPOSITORY
 
-FOLDER = Path(os.environ.get("COURSE_FLOOR_VENV", str(REPOSITORY / ".venv-floor")))
+FOLDER = Path(os.environ.get("COURSE_FLOOR_VENV") or REPOSITORY / ".venv-floor")
 LOOSE = REPOSITORY / "requirements.in"
 PROJECT = REPOSITORY / "pyproject.toml"
 
