@@ -43,6 +43,7 @@ def surroundings() -> dict[str, str]:
         "IPYTHONDIR": _ipython_folder(),
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
+        "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits does not spin on a core that others need
         "PYTHONHASHSEED": "0",
         "PYTHONWARNINGS": "default::FutureWarning",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
