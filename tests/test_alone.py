@@ -98,4 +98,4 @@ def test_the_learners_environment_holds_nothing_of_ours(learner: Path):
 
 
 def test_every_lesson_has_a_notebook():
-    assert [path.stem for path in NOTEBOOKS] == sorted(lesson.name for lesson in lessons())
+    assert sorted(path.stem for path in NOTEBOOKS) == sorted(lesson.name for lesson in lessons())
