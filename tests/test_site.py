@@ -97,24 +97,67 @@ def visit(chromium, address):
 
 
 @browser_needed
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_loads_from_this_host_alone_fits_the_screen_and_is_accessible(visit, page: str, size: str, scheme: str):
-    tab = visit(page, size, scheme)
-    assert tab.problems == []
-    assert tab.evaluate("document.documentElement.dataset.theme") == scheme
-    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+def test_a_page_loads_from_this_host_alone_fits_the_screen_and_is_accessible(visit, page: str):
+    tab = visit(page, "desktop", "light")
+    _is_well(tab, "light", rules=None)
     assert tab.locator("article h1").count() == 1
     broken = tab.evaluate(
         "[...document.querySelectorAll('article img')].filter(i => !i.alt || !i.naturalWidth).map(i => i.src)"
     )
     assert broken == [], "pictures that do not load or have no alternative text"
+    tab.context.close()
+    tab = visit(page, "phone", "dark")
+    _is_well(tab, "dark", rules=["color-contrast"])  # the only rule that depends on the scheme
+    # Other fonts are wider: with WCAG's text spacing (1.4.12), too, nothing may stick out.
+    tab.add_style_tag(content="* { letter-spacing: 0.12em !important; word-spacing: 0.16em !important; }")
+    assert _fits(tab), "the page scrolls sideways where letters are wider"
+    looks = tab.eval_on_selector_all(
+        ".cell_output img", "images => images.map(i => [i.classList.contains('photo'), getComputedStyle(i).filter])"
+    )
+    assert all((look == "none") == photo for photo, look in looks), "a drawn figure that is not readable in dark mode"
+
+
+def _is_well(tab, scheme: str, rules: list[str] | None) -> None:
+    """Check what holds for any page: no problem while loading, the right colors, no sideways scroll, axe content."""
+    assert tab.problems == []
+    assert tab.evaluate("document.documentElement.dataset.theme") == scheme
+    assert _fits(tab), "the page scrolls sideways"
+    # The article is ours; the bars around it are the theme's. Code has a test of its own: thousands of spans, few colors.
+    assert _faults(tab, {"include": [["article"]], "exclude": [["div.highlight"]]}, rules) == {}
+
+
+def _fits(tab) -> bool:
+    return tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def _faults(tab, where: dict, rules: list[str] | None) -> dict[str, str]:
+    """Return the serious faults that axe finds: rule -> the first element that breaks it."""
     tab.evaluate(AXE.read_text(encoding="utf-8"))
-    # The article is ours; the bars around it are the theme's.
-    found = tab.evaluate("axe.run('article', {resultTypes: ['violations']})")["violations"]
-    faults = {each["id"]: each["nodes"][0]["html"][:200] for each in found if each["impact"] in ("serious", "critical")}
-    assert faults == {}
+    options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+    found = tab.evaluate("([where, options]) => axe.run(where, options)", [where, options])["violations"]
+    return {each["id"]: each["nodes"][0]["html"][:200] for each in found if each["impact"] in ("serious", "critical")}
+
+
+@browser_needed
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_color_of_highlighted_code_stands_out_from_its_background(visit, scheme: str):
+    # Class of a token -> a page that has it: the fewest pages are opened.
+    pages = {
+        page: set(re.findall(r'<span class="(\w{1,3})">', (SITE / page).read_text(encoding="utf-8"))) for page in PAGES
+    }
+    wanted = set().union(*pages.values())
+    assert len(wanted) > 20
+    while wanted:
+        page = max(pages, key=lambda page: len(pages[page] & wanted))
+        tab = visit(page, "desktop", scheme)
+        first = [[f"div.highlight span.{token}"] for token in sorted(pages[page] & wanted)]
+        tab.evaluate(
+            "selectors => selectors.forEach(([s]) => document.querySelector(s)?.setAttribute('data-first', ''))", first
+        )
+        assert tab.locator("[data-first]").count() > 0
+        assert _faults(tab, {"include": [["[data-first]"]]}, ["color-contrast"]) == {}
+        wanted -= pages[page]
 
 
 @browser_needed
@@ -146,16 +189,6 @@ def test_every_quiz_option_explains_itself_when_it_is_opened(visit, lesson: str)
         option.locator("summary").click()
         assert answer.is_visible()
         assert re.match(r"(Right|Not this one)\.\s+\S", answer.inner_text())
-
-
-@browser_needed
-@pytest.mark.parametrize("lesson", [lesson.name for lesson in lessons()])
-def test_drawn_figures_stay_readable_in_dark_mode(visit, lesson: str):
-    tab = visit(f"chapters/{lesson}.html", "desktop", "dark")
-    filters = tab.eval_on_selector_all(
-        ".cell_output img", "images => images.map(i => [i.classList.contains('photo'), getComputedStyle(i).filter])"
-    )
-    assert all((look == "none") == photo for photo, look in filters)
 
 
 @browser_needed
