@@ -17,6 +17,7 @@ from course import curriculum, datasets, exercise_checks
 from course.compare import MOST_EXEMPT, PICTURES, exempt, picture_problem
 from course.errors import CourseError
 from course.exercises import questions
+from course.gpu_outputs import is_gpu
 from course.notebook_files import to_text
 from course.notebooks import stale, targets
 from course.paths import EXERCISES, NOTEBOOKS, SOLUTIONS, relative
@@ -57,7 +58,7 @@ def executed_notebooks() -> Iterator[str]:
         last = 0
         for index, cell in enumerate(_read(target.path).cells):
             where = f"{target}, cell {index + 1}"
-            if cell.cell_type != "code" or "gpu" in cell.metadata.get("tags", []):
+            if cell.cell_type != "code" or is_gpu(cell):
                 continue
             if cell.execution_count != last + 1:
                 yield f"{where}: not executed in order"

@@ -25,7 +25,9 @@ import pytest
 from nbformat import NotebookNode
 
 from course import data, usage
+from course.environment import say
 from course.errors import CourseError
+from course.gpu_outputs import gpu_cells, is_gpu, require_gpu
 from course.kernels import surroundings, threads
 from course.notebooks import targets
 from course.paths import BUILD, REPOSITORY, ROOT
@@ -76,16 +78,8 @@ def picture_problem(encoded: str) -> str | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--course-device", default="cpu", choices=["cpu", "cuda"], help="cuda: also run the cells that need a GPU"
+        "--course-device", default="cpu", choices=["cpu", "cuda"], help="cuda: compare the cells that need a GPU"
     )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--course-device") == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise pytest.UsageError("--course-device cuda, but torch finds no GPU: nothing was checked")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,22 +88,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if type(item).__name__ != "IPyNbCell":
             continue
-        item.compare_outputs = _Comparison(item)
-        if "gpu" in item.cell.metadata.get("tags", []) and item.config.getoption("--course-device") == "cpu":
+        on_gpu = item.config.getoption("--course-device") == "cuda"
+        item.compare_outputs = _Comparison(item, on_gpu)
+        if is_gpu(item.cell) and not on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 class _Comparison:
-    """Stands in for `IPyNbCell.compare_outputs` of one cell."""
+    """Stands in for `IPyNbCell.compare_outputs` of one cell.
 
-    def __init__(self, item: Any) -> None:
+    On a GPU the cells that need one are compared; the others, recorded on a CPU, have to run through.
+    """
+
+    def __init__(self, item: Any, on_gpu: bool) -> None:
         self.item = item
+        self.on_gpu = on_gpu
         self.original = item.compare_outputs
         self.tolerance = float(item.cell.metadata.get("tolerance", TOLERANCE))
 
     def __call__(
         self, computed: list[NotebookNode], recorded: list[NotebookNode], skip_compare: tuple[str, ...] | None = None
     ) -> bool:
+        if self.on_gpu and not is_gpu(self.item.cell):
+            return True
         problems = list(self._pictures(computed, recorded))
         if problems:
             self.item.comparison_traceback = problems
@@ -175,11 +176,15 @@ def over_budget(names: list[str]) -> list[str]:
     return found
 
 
+def _read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
 def exempt(notebooks: list[Path]) -> tuple[list[str], int]:
     """Return (`notebook: reason` of each cell whose output is not compared, number of code cells)."""
     reasons, count = [], 0
     for path in notebooks:
-        for index, cell in enumerate(nbformat.read(path, as_version=4).cells):
+        for index, cell in enumerate(_read(path).cells):
             if cell.cell_type != "code":
                 continue
             count += 1
@@ -201,7 +206,7 @@ def command(options: list[str]) -> int:
         "--device",
         default="cpu",
         choices=["cpu", "cuda"],
-        help="cuda: also run the cells that need a GPU; fails without one",
+        help="cuda: compare the cells that need a GPU (the others have to run through); fails without one",
     )
     parser.add_argument("--jobs", type=int, help="notebooks at a time (default: as many as the cores have threads for)")
     parser.add_argument("--threads", type=int, default=threads(), help="threads of each kernel (default: 1)")
@@ -210,6 +215,20 @@ def command(options: list[str]) -> int:
     jobs = chosen.jobs or max(1, (os.cpu_count() or 1) // chosen.threads)
     os.environ["COURSE_THREADS"] = str(chosen.threads)
     selected = targets(chosen.names)
+    if chosen.device == "cuda":
+        require_gpu()
+        selected = [target for target in selected if target.path.is_file() and gpu_cells(_read(target.path))]
+        count = sum(len(gpu_cells(_read(target.path))) for target in selected)
+        if not count:
+            raise CourseError("none of these notebooks has a cell that needs a GPU: there is nothing to compare")
+        # nbval lets a cell without a recorded run pass.
+        if missing := [
+            str(each) for each in selected if any("recorded" not in c.metadata for c in gpu_cells(_read(each.path)))
+        ]:
+            raise CourseError(
+                f"{', '.join(missing)}: cells that need a GPU have never been recorded; run `python -m course execute --device cuda` first"
+            )
+        say(f"{count} cells that need a GPU, in {len(selected)} notebooks; the other cells have to run through")
     data.require(sorted({name for target in selected for name in target.source.datasets}))
     paths = [target.path for target in selected]
     for path in paths:

@@ -23,7 +23,7 @@ import nbclient
 import nbclient.exceptions
 from nbformat import NotebookNode
 
-from course import data, usage
+from course import data, gpu_outputs, usage
 from course.environment import say
 from course.errors import CourseError
 from course.kernels import surroundings
@@ -45,19 +45,45 @@ class Failure:
     error: str
 
 
-def run(chosen: list[Target], device: str, jobs: int, force: bool) -> list[Failure]:
+def run(chosen: list[Target], jobs: int, force: bool) -> list[Failure]:
     """Bring the notebooks of `chosen` up to date and return the cells that failed."""
-    stale = renew(chosen, device, force)
+    stale = renew(chosen, force)
     if not stale:
         say(f"{len(chosen)} notebooks are up to date, nothing to execute")
         return []
-    data.require(sorted({name for target in stale for name in target.source.datasets}))
-    stale.sort(key=lambda target: -target.source.budget.seconds)  # the longest first: no core idles at the end
-    return asyncio.run(_run_all(stale, device, jobs))
+    return _execute_all(stale, "cpu", jobs)
 
 
-async def _run_all(stale: list[Target], device: str, jobs: int) -> list[Failure]:
-    say(f"executing {len(stale)} notebooks on {device}, {jobs} at a time")
+def record(chosen: list[Target], force: bool) -> list[Failure]:
+    """Record what the cells that need a GPU print on this machine's, and return the cells that failed.
+
+    All cells of such a notebook are run there, one notebook at a time; only what its GPU cells print is kept.
+    """
+    gpu_outputs.require_gpu()
+    waiting = []
+    for target in chosen:
+        notebook = target.up_to_date()
+        if notebook is None:
+            raise CourseError(
+                f"{target}: its other outputs do not belong to the present code; run `make execute` first"
+            )
+        cells = gpu_outputs.gpu_cells(notebook)
+        if any(force or "recorded" not in cell.metadata for cell in cells):
+            waiting.append(target)
+    if not waiting:
+        say("every cell that needs a GPU is recorded, nothing to execute (`--force` records anew)")
+        return []
+    return _execute_all(waiting, "cuda", jobs=1)
+
+
+def _execute_all(waiting: list[Target], device: str, jobs: int) -> list[Failure]:
+    data.require(sorted({name for target in waiting for name in target.source.datasets}))
+    waiting = sorted(waiting, key=lambda target: -target.source.budget.seconds)  # the longest first: no core idles
+    return asyncio.run(_run_all(waiting, device, jobs))
+
+
+async def _run_all(waiting: list[Target], device: str, jobs: int) -> list[Failure]:
+    say(f"executing {len(waiting)} notebooks on {device}, {jobs} at a time")
     started = time.perf_counter()
     places = asyncio.Semaphore(jobs)
     done = 0
@@ -68,13 +94,13 @@ async def _run_all(stale: list[Target], device: str, jobs: int) -> list[Failure]
             outcome, seconds = await _execute(target, device)
         done += 1
         state = "FAILED" if isinstance(outcome, Failure) else "executed"
-        say(f"[{done}/{len(stale)}] {target}: {state} in {seconds:.1f} s")
+        say(f"[{done}/{len(waiting)}] {target}: {state} in {seconds:.1f} s")
         if isinstance(outcome, Failure):
             return outcome
         write(outcome, target.path)
         return None
 
-    outcomes = await asyncio.gather(*(one(target) for target in stale))
+    outcomes = await asyncio.gather(*(one(target) for target in waiting))
     say(f"executed in {time.perf_counter() - started:.1f} s")
     return [outcome for outcome in outcomes if outcome]
 
@@ -109,16 +135,22 @@ async def _execute(target: Target, device: str) -> tuple[NotebookNode | Failure,
         return _failure(target, notebook, error), time.perf_counter() - started
     seconds = _seconds_in_cells(notebook)
     _tidy(notebook)
+    source = {
+        "torch": facts["torch"],
+        "device": f"CPU ({_processor()})" if device == "cpu" else facts["gpu"],
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    if device == "cuda":
+        kept = target.up_to_date()
+        assert kept is not None  # `record` has looked
+        gpu_outputs.record(target.source, kept, notebook, source)
+        return kept, time.perf_counter() - started
     notebook.metadata["course"] = {
-        "key": key(target.source, notebook, device),
-        "outputs": {
-            "torch": facts["torch"],
-            "device": facts["gpu"] or _processor() if device != "cpu" else f"CPU ({_processor()})",
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "seconds": round(seconds, 1),
-        },
+        "key": key(target.source, notebook),
+        "outputs": {**source, "seconds": round(seconds, 1)},
         "used": {"seconds": round(used.seconds, 1), "memory": round(used.memory)},
     }
+    gpu_outputs.carry_over(target.source, target.recorded(), notebook)
     return notebook, time.perf_counter() - started
 
 
@@ -195,14 +227,19 @@ def command(options: list[str]) -> int:
     )
     parser.add_argument("names", nargs="*", help="lessons (default: all)")
     parser.add_argument(
-        "--device", default="cpu", choices=["cpu", "cuda"], help="where the outputs come from (default: cpu)"
+        "--device",
+        default="cpu",
+        choices=["cpu", "cuda"],
+        help="cuda: record what the cells that need a GPU print on this machine's, leave all others (default: cpu)",
     )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time (default: one per core)"
     )
     parser.add_argument("--force", action="store_true", help="execute also what is up to date")
     chosen = parser.parse_args(options)
-    failures = run(targets(chosen.names), chosen.device, chosen.jobs, chosen.force)
+    selected = targets(chosen.names)
+    on_gpu = chosen.device == "cuda"
+    failures = record(selected, chosen.force) if on_gpu else run(selected, chosen.jobs, chosen.force)
     for failure in failures:
         print(f"\n{failure.where}\n  {failure.error}", file=sys.stderr)
     if failures:

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from course import datasets
+from course import datasets, gpu_outputs
 from course.environment import say
 from course.exercises import released, worked
 from course.notebook_files import new_notebook, to_text, write
@@ -44,10 +44,10 @@ class Target:
         except (OSError, ValueError):
             return None
 
-    def up_to_date(self, device: str = "cpu") -> NotebookNode | None:
+    def up_to_date(self) -> NotebookNode | None:
         """Return the notebook of today's text with the recorded outputs, or None if these no longer belong to it."""
         fresh, recorded = self.fresh(), self.recorded()
-        if recorded is None or recorded.metadata.get("course", {}).get("key") != key(self.source, fresh, device):
+        if recorded is None or recorded.metadata.get("course", {}).get("key") != key(self.source, fresh):
             return None
         fresh.metadata["course"] = recorded.metadata["course"]
         old = [cell for cell in recorded.cells if cell.cell_type == "code"]
@@ -55,11 +55,13 @@ class Target:
         if [cell.source for cell in old] != [cell.source for cell in new]:
             return None
         for before, after in zip(old, new, strict=True):
-            after.outputs, after.execution_count = before.outputs, before.execution_count
+            if not gpu_outputs.is_gpu(after):
+                after.outputs, after.execution_count = before.outputs, before.execution_count
+        gpu_outputs.carry_over(self.source, recorded, fresh)
         return fresh
 
 
-def key(source: Source, notebook: NotebookNode, device: str) -> str:
+def key(source: Source, notebook: NotebookNode) -> str:
     """Return the fingerprint of everything that decides a notebook's outputs."""
     facts = {
         "code": [
@@ -69,7 +71,7 @@ def key(source: Source, notebook: NotebookNode, device: str) -> str:
         ],
         "requirements": hashlib.sha256(LOCK.read_bytes()).hexdigest(),
         "data": {name: datasets.fingerprint(name) for name in source.datasets},
-        "device": device,
+        "device": "cpu",  # what a GPU printed has fingerprints of its own, see gpu_outputs
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -113,7 +115,7 @@ def targets(names: list[str]) -> list[Target]:
     return [Target(source) for source in sources if not names or source.name in names]
 
 
-def renew(chosen: list[Target], device: str = "cpu", force: bool = False) -> list[Target]:
+def renew(chosen: list[Target], force: bool = False) -> list[Target]:
     """Rewrite the derived files of `chosen` as far as that needs no execution; return those that need it.
 
     A notebook whose outputs still belong to its code gets the present text (`force`: none does). Learners' notebooks
@@ -121,7 +123,7 @@ def renew(chosen: list[Target], device: str = "cpu", force: bool = False) -> lis
     """
     waiting = []
     for target in chosen:
-        kept = None if force else target.up_to_date(device)
+        kept = None if force else target.up_to_date()
         if kept is None:
             waiting.append(target)
         elif write(kept, target.path):

@@ -19,6 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 from sphinxcontrib import katex
 
 from course import curriculum, quiz
+from course.gpu_outputs import gpu_cells
 from course.paths import CACHE, REPOSITORY, ROOT
 from course.sources import repository
 
@@ -100,14 +101,18 @@ def add_provenance(app: Sphinx, doctree: nodes.document) -> None:
     top += nodes.container("", nodes.paragraph("", text), classes=["provenance"])
 
 
-def mark_missing_gpu_outputs(app: Sphinx, doctree: nodes.document) -> None:
-    """Say so where a cell needs a GPU and no output has been recorded on one."""
-    for cell in list(doctree.findall(nodes.container)):
-        classes = cell.get("classes", [])
-        if "tag_gpu" in classes and not any(
-            "cell_output" in child.get("classes", []) for child in cell.children if isinstance(child, nodes.Element)
-        ):
-            cell += nodes.paragraph("", "No output recorded yet: this cell needs a GPU.", classes=["gpu-missing"])
+def say_where_gpu_outputs_come_from(app: Sphinx, doctree: nodes.document) -> None:
+    """Below each cell that needs a GPU: which one its output was recorded on, or that none has been recorded."""
+    path = _notebook_of(app.env.docname)
+    if path is None:
+        return
+    shown = [cell for cell in doctree.findall(nodes.container) if "tag_gpu" in cell.get("classes", [])]
+    for cell, written in zip(shown, gpu_cells(nbformat.read(path, as_version=4)), strict=True):
+        recorded = written.metadata.get("recorded")
+        text = "No output recorded yet: this cell needs a GPU."
+        if recorded:
+            text = f"Recorded on {recorded['device']}, torch {recorded['torch']}, {recorded['date']}."
+        cell += nodes.paragraph("", text, classes=["gpu-output"])
 
 
 def set_buttons(
@@ -214,7 +219,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", prepare)
     app.connect("builder-inited", serve_locally, priority=100)
     app.connect("doctree-read", add_provenance)
-    app.connect("doctree-read", mark_missing_gpu_outputs)
+    app.connect("doctree-read", say_where_gpu_outputs_come_from)
     app.connect("html-page-context", set_buttons, priority=900)
     app.connect("html-page-context", let_keys_scroll)
     app.connect("build-finished", copy_notebooks)

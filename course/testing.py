@@ -14,6 +14,7 @@ from pathlib import Path
 from course import checks, compare, data, datasets, site
 from course.environment import say
 from course.errors import CourseError
+from course.gpu_outputs import require_gpu
 from course.notebooks import targets
 from course.paths import DATA, ROOT
 
@@ -65,7 +66,7 @@ def build_book() -> None:
 
 
 def run_pytest(jobs: int, browser: str | None, selection: list[str]) -> None:
-    """Run the tests in `tests/`."""
+    """Run the tests in `tests/`, or those that the options in `selection` leave."""
     environment = {**os.environ, **({"COURSE_CHROMIUM": browser} if browser else {})}
     # `loadgroup` keeps the browser tests in one process: one browser, one server.
     arguments = [
@@ -96,15 +97,40 @@ def command(options: list[str]) -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time (default: one per core)"
     )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=["cpu", "cuda"],
+        help="cuda: run what needs a GPU, and only that; fails without one",
+    )
     chosen = parser.parse_args(options)
+    if chosen.device == "cuda":
+        require_gpu()
+        return run_stages(
+            [
+                ("fetch and verify the data sets", fetch_data),
+                ("tests that need a GPU", lambda: run_pytest(1, None, ["-m", "gpu"])),
+                ("re-execute the cells that need a GPU and compare", lambda: compare.command(["--device", "cuda"])),
+            ]
+        )
     browser = None if chosen.no_browser else require_chromium()
-    stages: list[tuple[str, Callable[[], object]]] = [
-        ("fetch and verify the data sets", fetch_data),
-        ("check derived files, exercises, budgets, curriculum", lambda: checks.command([])),
-        ("build the site", build_book),
-        ("unit, site and stand-alone tests", lambda: run_pytest(chosen.jobs, browser, [])),
-        ("re-execute every notebook and compare", lambda: compare.command(["--jobs", str(chosen.jobs)])),
-    ]
+    return run_stages(
+        [
+            ("fetch and verify the data sets", fetch_data),
+            ("check derived files, exercises, budgets, curriculum", lambda: checks.command([])),
+            ("build the site", build_book),
+            ("unit, site and stand-alone tests", lambda: run_pytest(chosen.jobs, browser, [])),
+            ("re-execute every notebook and compare", lambda: compare.command(["--jobs", str(chosen.jobs)])),
+        ]
+    )
+
+
+def run_stages(stages: list[tuple[str, Callable[[], object]]]) -> int:
+    """Run stages one after another, the later ones also when an earlier one failed; print what took how long.
+
+    Raises:
+        CourseError: a stage failed; its title is named.
+    """
     seconds, failures = [], []
     for title, stage in stages:
         say(title)

@@ -93,16 +93,6 @@ def test_a_deprecation_warning_fails_the_notebook(book: Book):
     assert "FutureWarning: old" in done.stderr
 
 
-def test_without_a_gpu_the_gpu_comparison_fails_instead_of_passing(book: Book):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    done = book.run("compare", "--device", "cuda")
-    assert done.returncode == 2
-    assert "no GPU" in done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_a_notebook_over_its_budget_fails(book: Book):
     book.edit("chapters/tiny.md", "budget: {seconds: 60, memory: 2000", "budget: {seconds: 60, memory: 5")
