@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
@@ -183,6 +184,10 @@ def prepare(app: Sphinx, config: Config) -> None:
 
     config.nb_execution_cache_path = str(CACHE)
     config.html_favicon = str(ASSETS / "favicon.svg")
+    digest = hashlib.sha256()
+    for path in sorted(path for path in ASSETS.rglob("*") if path.is_file()):
+        digest.update(path.read_bytes())
+    config.course_assets = digest.hexdigest()
     myst_nb.core.execute.cache.single_nb_execution = refuse
 
 
@@ -243,6 +248,9 @@ def copy_notebooks(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything above."""
     app.add_config_value("comments_config", {}, "")  # Jupyter Book sets it for an extension that this book leaves out
+    app.add_config_value(
+        "course_assets", "", "html"
+    )  # a changed style sheet makes the pages anew; Sphinx looks at texts only
     app.add_directive("quiz", Quiz)
     app.add_directive("coverage", Coverage)
     app.connect("config-inited", prepare)
