@@ -68,7 +68,7 @@ def build_book() -> None:
 def run_pytest(jobs: int, browser: str | None, selection: list[str]) -> None:
     """Run the tests in `tests/`, or those that the options in `selection` leave."""
     environment = {**os.environ, **({"COURSE_CHROMIUM": browser} if browser else {})}
-    # `loadgroup` keeps the browser tests in one process: one browser, one server.
+    # `loadgroup`: tests that are marked as one group run in one process, one after another.
     arguments = [
         sys.executable,
         "-m",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 from conftest import REPOSITORY
 
@@ -15,9 +16,9 @@ from course.checks import ALLOWED
 from course.environment import python_of
 from course.kernels import surroundings
 from course.paths import DATA
-from course.sources import lessons, read
+from course.sources import Source, lessons
 
-NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+LESSONS = sorted(lessons(), key=lambda lesson: -lesson.budget.seconds)  # the longest first: no worker idles at the end
 
 # Run a notebook's cells one after another in one namespace. Colab's kernel would do the same; this needs no kernel, so
 # that the environment can hold the four packages and nothing else.
@@ -43,26 +44,28 @@ print("ran to the end")
 
 
 @pytest.fixture(scope="session")
-def learner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the interpreter of an environment with torch, torchvision, numpy and matplotlib alone."""
-    folder = tmp_path_factory.mktemp("learner") / "venv"
-    uv = [sys.executable, "-m", "uv"]
-    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+def learner(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Return the interpreter of an environment with torch, torchvision, numpy and matplotlib alone, one for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "learner"
     python = python_of(folder)
-    command = [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python)]
-    constraints = ["--constraint", str(REPOSITORY / "requirements.txt")]
-    subprocess.run([*command, *constraints, "-r", str(REPOSITORY / "requirements.in")], check=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "complete").is_file():
+            uv = [sys.executable, "-m", "uv"]
+            subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+            command = [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python)]
+            constraints = ["--constraint", str(REPOSITORY / "requirements.txt")]
+            subprocess.run([*command, *constraints, "-r", str(REPOSITORY / "requirements.in")], check=True)
+            (folder / "complete").touch()
     return python
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("alone")  # one environment for all of them
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_to_the_end_on_its_own(learner: Path, notebook: Path, tmp_path: Path):
-    lesson = read(REPOSITORY / "chapters" / f"{notebook.stem}.md")
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+def test_a_notebook_runs_to_the_end_on_its_own(learner: Path, lesson: Source, tmp_path: Path):
     folder = tmp_path / "content"
     folder.mkdir()
-    shutil.copy2(notebook, folder / "notebook.ipynb")
+    shutil.copy2(REPOSITORY / "notebooks" / f"{lesson.name}.ipynb", folder / "notebook.ipynb")
     if lesson.datasets:  # what `download=True` would put there; the mirrors cannot be reached from a test
         shutil.copytree(DATA, folder / "data")
     before = set(folder.rglob("*"))
@@ -84,7 +87,6 @@ def test_a_notebook_runs_to_the_end_on_its_own(learner: Path, notebook: Path, tm
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("alone")
 def test_the_learners_environment_holds_nothing_of_ours(learner: Path):
     listed = subprocess.run(
         [sys.executable, "-m", "uv", "pip", "list", "--python", str(learner)],
@@ -98,4 +100,5 @@ def test_the_learners_environment_holds_nothing_of_ours(learner: Path):
 
 
 def test_every_lesson_has_a_notebook():
-    assert sorted(path.stem for path in NOTEBOOKS) == sorted(lesson.name for lesson in lessons())
+    found = [path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")]
+    assert sorted(found) == sorted(lesson.name for lesson in LESSONS)
