@@ -34,7 +34,10 @@ Train = Callable[[Images, int], Iterator[Predict]]
 
 @dataclass
 class Runner:
-    """A recipe in a race, and what it did: for every seed the seconds and the accuracy at each time it was judged."""
+    """A recipe in a race, and what it did: for every seed the seconds and the accuracy at each time it was judged.
+
+    `processor` holds the processor seconds of each whole training: on a busy machine they tell more than the clock.
+    """
 
     title: str
     train: Train
@@ -42,23 +45,26 @@ class Runner:
     half: bool = False  # multiplies in bfloat16
     seconds: list[list[float]] = field(default_factory=list)
     accuracy: list[list[float]] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
 
     def run(self, images: Images, seed: int) -> None:
         """Train once and judge each time the recipe stops for it; the clock stands still meanwhile."""
-        seconds, accuracy, spent = [], [], 0.0
+        seconds, accuracy, spent, busy = [], [], 0.0, 0.0
         training = self.train(images, seed)
         while True:
             _wait(images.device)
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             predict = next(training, None)
             _wait(images.device)
             spent += time.perf_counter() - started
+            busy += time.process_time() - used
             if predict is None:
                 break
             seconds.append(spent)
             accuracy.append(images.accuracy(predict))
         self.seconds.append(seconds)
         self.accuracy.append(accuracy)
+        self.processor.append(busy)
 
     def total(self) -> float:
         """Return the median seconds of a whole training."""
@@ -201,7 +207,7 @@ def show(race: Race, peaks: dict[bool, float], extra: float) -> list[dict]:
     first = baseline.until(race.mark)
     print(f"\n{race.title}")
     print(
-        f"  {'recipe':40} {'median s':>9} {'x whole':>8} {'x first':>8} {'x start':>8} {'x floor':>8} {'of peak':>8}  accuracy of every seed, %"
+        f"  {'recipe':40} {'median s':>9} {'x whole':>8} {'x busy':>8} {'x first':>8} {'x start':>8} {'x floor':>8} {'of peak':>8}  accuracy of every seed, %"
     )
     rows = []
     for runner in race.runners:
@@ -211,6 +217,7 @@ def show(race: Race, peaks: dict[bool, float], extra: float) -> list[dict]:
             "recipe": runner.title,
             "seconds": seconds,
             "whole": baseline.total() / seconds,
+            "processor": statistics.median(baseline.processor) / statistics.median(runner.processor),
             "first": first / seconds if first else None,
             "start": (baseline.total() + extra) / (seconds + extra),
             "floor": seconds / floor if floor else None,
@@ -221,7 +228,14 @@ def show(race: Race, peaks: dict[bool, float], extra: float) -> list[dict]:
         rows.append(row)
         cells = "".join(
             f" {'-' if row[name] is None else format(row[name], form):>8}"
-            for name, form in (("whole", ".1f"), ("first", ".1f"), ("start", ".1f"), ("floor", ".1f"), ("peak", ".0%"))
+            for name, form in (
+                ("whole", ".1f"),
+                ("processor", ".1f"),
+                ("first", ".1f"),
+                ("start", ".1f"),
+                ("floor", ".1f"),
+                ("peak", ".0%"),
+            )
         )
         judged = " ".join(f"{100 * each:.2f}" for each in last)
         print(f"  {runner.title:40} {seconds:9.2f}{cells}  {judged}{'' if row['reached'] else '  (below the mark)'}")
@@ -229,7 +243,7 @@ def show(race: Race, peaks: dict[bool, float], extra: float) -> list[dict]:
 
 
 LEGEND = """
-x whole: times faster than the whole baseline · x first: than the baseline until it is first judged to be at the mark (after an
+x whole: times faster than the whole baseline · x busy: the same in processor seconds · x first: than the baseline until it is first judged to be at the mark (after an
 epoch) · x start: with Python's start, imports and reading the files on both sides · x floor: times the floor, the recipe's
 floating-point operations at the measured matmul peak of its number type · of peak: the share of that peak it reaches"""
 
