@@ -18,8 +18,8 @@ def run(*command: str) -> None:
 
 
 def test_the_code_is_clean_and_formatted():
-    run("ruff", "check", "course", "tests", "benchmarks")
-    run("ruff", "format", "--check", "course", "tests", "benchmarks")
+    run("ruff", "check", "course", "scripts", "tests", "benchmarks")
+    run("ruff", "format", "--check", "course", "scripts", "tests", "benchmarks")
 
 
 def test_the_types_agree():
@@ -27,7 +27,7 @@ def test_the_types_agree():
 
 
 def test_the_texts_are_spelled_right():
-    run("codespell", "chapters", "course", "tests", "benchmarks", ".github", *map(str, REPOSITORY.glob("*.md")))
+    run("codespell", "chapters", "course", "scripts", "tests", "benchmarks", ".github", *map(str, REPOSITORY.glob("*.md")))
 
 
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))

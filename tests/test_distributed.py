@@ -1,0 +1,202 @@
+"""The programs in `scripts/`: several processes take the same steps as one, and say so when they cannot.
+
+Real processes, started by torchrun, talking through gloo on this machine; none of it needs a GPU.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+SCRIPTS = REPOSITORY / "scripts"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+pytestmark = pytest.mark.xdist_group("distributed")  # processes that wait for each other, one test at a time
+
+
+def run_single(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / "train_single.py"), *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+def torchrun(world_size: int, program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
+    command = [*launcher, str(program), *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+
+
+def run_ddp(world_size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return torchrun(world_size, SCRIPTS / "train_ddp.py", *arguments)
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    a, b = torch.load(one, weights_only=True), torch.load(other, weights_only=True)
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world_size", "options", "tolerance"),
+    [
+        (2, ["--dtype", "float64", "--model", "mlp"], 1e-12),
+        (2, ["--dtype", "float64", "--model", "cnn", "--limit", "1100"], 1e-12),
+        (3, ["--dtype", "float64", "--batch-size", "120", "--limit", "2003"], 1e-12),  # sizes that do not divide
+        # In float32 only the beginning agrees: rounding differs, and training amplifies it.
+        (2, ["--dtype", "float32", "--limit", str(30 * 64), "--batch-size", "64"], 1e-6),
+    ],
+)
+def test_several_processes_end_with_the_weights_of_one(
+    tmp_path: Path, world_size: int, options: list, tolerance: float
+):
+    common = ["--dataset", "synthetic", *options]
+    single = run_single(*common, "--save", str(tmp_path / "single.pt"), "--metrics", str(tmp_path / "single.json"))
+    assert single.returncode == 0, single.stderr
+    outcomes = [json.loads((tmp_path / "single.json").read_text())]
+    for accumulate in (1, 2):
+        name = f"ddp-{accumulate}"
+        extra = ["--save", str(tmp_path / f"{name}.pt"), "--metrics", str(tmp_path / f"{name}.json")]
+        done = run_ddp(world_size, *common, "--accumulate", str(accumulate), *extra)
+        assert done.returncode == 0, done.stderr
+        assert largest_difference(tmp_path / "single.pt", tmp_path / f"{name}.pt") <= tolerance
+        outcomes.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    for each in outcomes:
+        assert (each["correct"], each["total"]) == (outcomes[0]["correct"], 1000)
+        assert abs(each["loss"] - outcomes[0]["loss"]) < 1e-6
+
+
+@pytest.mark.slow
+def test_one_process_speaks_for_all_of_them():
+    done = run_ddp(2, "--dataset", "synthetic", "--epochs", "3", "--limit", "512")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^epoch (\d)", done.stdout, re.MULTILINE) == ["1", "2", "3"]
+
+
+COUNT = """
+import sys
+sys.path.insert(0, {scripts!r})
+import torch, torch.distributed as dist
+from train_ddp import count_correct, count_everywhere
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+for size in range(1, 18):
+    features, labels = torch.randn(size, 1, 2, 2), torch.randint(3, (size,))
+    assert count_everywhere(model, features, labels) == count_correct(model, features, labels), size
+    assert count_everywhere(model, features, labels)[1] == size
+if dist.get_rank() == 0:
+    print("all sizes agree")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_no_picture_is_counted_twice_or_left_out(tmp_path: Path, world_size: int):
+    program = tmp_path / "count.py"
+    program.write_text(COUNT.format(scripts=str(SCRIPTS)), encoding="utf-8")
+    done = torchrun(world_size, program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all sizes agree\n"
+
+
+def test_started_without_torchrun_it_says_how_to_start_it():
+    command = [sys.executable, str(SCRIPTS / "train_ddp.py"), "--dataset", "synthetic"]
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "torchrun --standalone --nproc-per-node 2 scripts/train_ddp.py" in done.stderr
+
+
+def by_hand(*arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Start one process per list of arguments, as torchrun would, and return how they ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": str(len(arguments)), "LOCAL_WORLD_SIZE": str(len(arguments))}
+    processes = []
+    for rank, given in enumerate(arguments):
+        who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, str(SCRIPTS / "train_ddp.py"), "--dataset", "synthetic", *given]
+        environment = {**ENVIRONMENT, **world, **who}
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    ended = []
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return ended
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_once():
+    first, second = by_hand(["--batch-size", "255"], ["--batch-size", "255"])
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "--batch-size 255 cannot be shared out evenly: make it a multiple of 2 processes" in first.stderr
+    assert second.stderr == ""
+
+
+@pytest.mark.slow
+def test_processes_with_different_data_stop_at_once():
+    first, second = by_hand(["--limit", "512"], ["--limit", "511"])
+    assert (first.returncode, second.returncode) == (1, 1)
+    for done in (first, second):
+        assert "ranks [1] have other data than rank 0; give all of them the same files" in done.stderr
+        assert "epoch" not in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_missing_data_set_gets_one_clear_line(tmp_path: Path):
+    done = run_single("--dataset", "mnist", "--data", str(tmp_path))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and "python -m course data" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_of_mnist_is_learned(tmp_path: Path):
+    done = run_ddp(2, "--dataset", "mnist", "--data", str(REPOSITORY / "data"), "--metrics", str(tmp_path / "log.json"))
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "log.json").read_text())
+    assert record["total"] == 10_000 and record["correct"] > 9_300
+
+
+def unmarked(before: Path, after: Path) -> list[str]:
+    """Return the lines of code of `after` that are not in `before` and do not say `# NEW`.
+
+    A comment that begins with `# NEW:` stands for all lines up to the next blank one, or for the function below it.
+    """
+    text = after.read_text(encoding="utf-8")
+    lines, tree = text.splitlines(), ast.parse(text)
+    covered: set[int] = set(range(1, tree.body[0].end_lineno + 1))  # the docstring of the program
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and "# NEW:" in lines[node.lineno - 2 - len(node.decorator_list)]:
+            covered |= set(range(node.lineno, node.end_lineno + 1))
+        whole = isinstance(node, ast.Assign | ast.Expr) and lines[node.lineno - 1 : node.end_lineno]
+        if whole and any("# NEW" in line for line in whole):
+            covered |= set(range(node.lineno, node.end_lineno + 1))
+    for number, line in enumerate(lines, 1):
+        if line.strip().startswith("# NEW:"):
+            rest = lines[number:]
+            covered |= set(
+                range(number, number + next((i for i, each in enumerate(rest) if not each.strip()), len(rest)) + 1)
+            )
+    old = {line.strip() for line in before.read_text(encoding="utf-8").splitlines()}
+    found = []
+    for number, line in enumerate(lines, 1):
+        is_code = line.strip() and not line.strip().startswith("#")
+        if is_code and line.strip() not in old and "# NEW" not in line and number not in covered:
+            found.append(f"{after.name}:{number}: {line.strip()}")
+    return found
+
+
+def test_a_program_differs_from_the_one_before_by_lines_that_say_so():
+    assert unmarked(SCRIPTS / "train_single.py", SCRIPTS / "train_ddp.py") == []
