@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -121,7 +122,9 @@ async def _execute(target: Target, device: str) -> tuple[NotebookNode | Failure,
         resources={"metadata": {"path": str(target.path.parent)}},
     )
     try:
-        async with client.async_setup_kernel(env=surroundings(), cwd=str(target.path.parent)):
+        # What the process itself says, not its cells, is dropped: at times it complains while it is being ended.
+        place = {"env": surroundings(), "cwd": str(target.path.parent), "stderr": subprocess.DEVNULL}
+        async with client.async_setup_kernel(**place):
             for index, cell in enumerate(notebook.cells):
                 if cell.cell_type == "code":
                     await client.async_execute_cell(cell, index)

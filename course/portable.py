@@ -129,12 +129,17 @@ def _html(text: str, site: str, where: str) -> str:
     return _inline.renderInline(_inlines(text, site, where)).strip()
 
 
+def _term_id(term: str) -> str:
+    """Return the id that Sphinx gives a word of the glossary, which has them all in lower case."""
+    return re.sub(r"[^a-zA-Z0-9._]+", "-", f"term-{term.lower()}").strip("-._")
+
+
 def _inlines(text: str, site: str, where: str) -> str:
     """Rewrite roles and links, leaving code spans alone."""
 
     def term(found: re.Match[str]) -> str:
         shown, _, target = found.group(1).removesuffix(">").partition(" <")
-        return f"[{shown}]({site}/chapters/glossary.html#term-{slug(target or shown)})"
+        return f"[{shown}]({site}/chapters/glossary.html#{_term_id(target or shown)})"
 
     text = TERM.sub(term, text)
     spans: list[str] = []

@@ -27,7 +27,16 @@ def test_the_types_agree():
 
 
 def test_the_texts_are_spelled_right():
-    run("codespell", "chapters", "course", "scripts", "tests", "benchmarks", ".github", *map(str, REPOSITORY.glob("*.md")))
+    run(
+        "codespell",
+        "chapters",
+        "course",
+        "scripts",
+        "tests",
+        "benchmarks",
+        ".github",
+        *map(str, REPOSITORY.glob("*.md")),
+    )
 
 
 WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
