@@ -170,9 +170,9 @@ def main() -> None:
     features, labels, fresh, truth = (t.to(device) for t in load(arguments))
     stop_if_ranks_disagree("data", features, labels, fresh, truth)  # NEW
     model = make_model(arguments, features).to(device)
-    replica = DistributedDataParallel(
-        model, device_ids=[local_rank] if has_gpu else None
-    )  # NEW: rank 0's weights for all
+    # NEW: every process starts from the weights of rank 0
+    replica = DistributedDataParallel(model, device_ids=[local_rank] if has_gpu else None)
+
     # NEW: the places of this process, every world_size-th of the epoch's order
     everything = TensorDataset(features, labels)
     sampler: DistributedSampler = DistributedSampler(
