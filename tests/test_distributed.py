@@ -9,6 +9,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -215,3 +216,53 @@ def test_a_program_says_what_its_options_are(name: str):
     done = subprocess.run([sys.executable, str(SCRIPTS / f"train_{name}.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     assert "--batch-size" in done.stdout and "--dataset" in done.stdout
+
+
+@pytest.mark.slow
+def test_weights_that_are_shared_out_end_as_weights_that_everybody_has(tmp_path: Path):
+    common = ["--dataset", "synthetic", "--dtype", "float64", "--model", "cnn", "--limit", "1100", "--epochs", "2"]
+    # No dropout, so that one process can do the same; 1001 pictures, so that one process needs a pass more to judge.
+    common += ["--limit-validation", "501", "--dropout", "0", "--accumulate", "2"]
+    said = {}
+    for name, world_size in [("elastic", 2), ("fsdp", 2), ("fsdp", 1), ("fsdp", 3)]:
+        folder = tmp_path / f"{name}-{world_size}"
+        folder.mkdir()
+        files = ["--run-dir", str(folder / "run"), "--save", str(folder / "end.pt")]
+        options = [*common, "--batch-size", "120", *files]
+        done = torchrun(world_size, SCRIPTS / f"train_{name}.py", *options)
+        assert done.returncode == 0, done.stderr
+        said[folder.name] = done.stdout
+    whole = tmp_path / "elastic-2" / "end.pt"
+    for name in ("fsdp-1", "fsdp-2", "fsdp-3"):
+        assert largest_difference(whole, tmp_path / name / "end.pt") <= 1e-12
+        assert re.findall(r"correct \d+ of 501", said[name]) == re.findall(r"correct \d+ of 501", said["elastic-2"])
+    found = re.findall(r"(\w+): +([\d.]+) MB in this process, +([\d.]+) MB with DDP", said["fsdp-2"])
+    assert [name for name, _, _ in found] == ["parameters", "gradients", "momentum"]
+    assert all(abs(float(part) / float(everything) - 0.5) < 0.02 for _, part, everything in found)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_shared_out_weights_is_read_by_another_number_of_processes(tmp_path: Path):
+    files = ["--run-dir", str(tmp_path / "run"), "--save", str(tmp_path / "end.pt"), "--checkpoint-every", "20"]
+    common = ["--dataset", "synthetic", "--limit", "4800", "--batch-size", "120", *files]
+    first = torchrun(2, SCRIPTS / "train_fsdp.py", *common)
+    assert first.returncode == 0, first.stderr
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "run" / "step-00000040").glob("*.distcp")}
+    assert len(sizes) == 2 and max(sizes.values()) < 1.3 * min(sizes.values())  # each has written its part
+    whole = (tmp_path / "end.pt").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "step-00000040")
+    same = torchrun(2, SCRIPTS / "train_fsdp.py", *common)
+    assert "goes on from step 20 of 40" in same.stdout and (tmp_path / "end.pt").read_bytes() == whole
+    shutil.rmtree(tmp_path / "run" / "step-00000040")
+    other = torchrun(3, SCRIPTS / "train_fsdp.py", *common)
+    assert other.returncode == 0, other.stderr
+    assert "processes 2, now 3" in other.stdout and "epoch 1" in other.stdout
+
+
+@pytest.mark.slow
+def test_processes_with_unequal_shares_to_judge_gather_weights_equally_often(tmp_path: Path):
+    """Of 2001 pictures one process has 1001, in two passes, the other 1000, in one: it would leave the first waiting."""
+    data = ["--dataset", "mnist", "--data", str(REPOSITORY / "data"), "--limit", "512", "--limit-validation", "2001"]
+    done = torchrun(2, SCRIPTS / "train_fsdp.py", *data, "--run-dir", str(tmp_path / "run"), "--timeout", "60")
+    assert done.returncode == 0, done.stderr
+    assert "of 2001" in done.stdout

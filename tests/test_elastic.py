@@ -13,10 +13,11 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -338,3 +339,80 @@ def test_other_shapes_of_a_run_go_on_bit_for_bit(tmp_path: Path, world_size: int
     assert rest.returncode == 0, rest.stderr
     assert "goes on from step 20 of 30" in rest.stdout
     assert same_bits(tmp_path / "whole", tmp_path / "part")
+
+
+def test_two_machines_lose_one_and_go_on_when_it_is_back(tmp_path: Path, undisturbed: Path, machines: list[list[str]]):
+    """Two torchruns meet over a network; one of them and its process vanish, and come back after two seconds."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"HOST": "127.0.0.1", "PORT": port, "TORCHRUN": f"{sys.executable} -m torch.distributed.run"}
+    if machines[0]:
+        meeting |= {"HOST": "10.77.0.1", "INTERFACE": "eth0"}
+    program = command(folder, "--epochs", str(EPOCHS))[-len(RECIPE) - 9 :]
+    assert program[0] == str(SCRIPT)
+
+    def start(machine: int, name: str) -> subprocess.Popen:
+        launcher = [*machines[machine], str(REPOSITORY / "scripts" / "launch" / "two_nodes.sh")]
+        with (folder / f"{name}.txt").open("w") as log:
+            return subprocess.Popen(
+                [*launcher, *program], env={**ENVIRONMENT, **meeting}, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def said() -> str:
+        return "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.txt")))
+
+    stays, leaves = start(0, "stays"), start(1, "leaves")
+    back = None
+    try:
+        deadline = time.monotonic() + 120
+        while newest_step(folder) < 60:
+            assert time.monotonic() < deadline and stays.poll() is None and leaves.poll() is None, said()
+            time.sleep(0.01)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(leaves.pid).children():
+                process.kill()
+        leaves.kill()
+        time.sleep(2)
+        back = start(1, "back")
+        assert stays.wait(timeout=180) == 0, said()
+        assert back.wait(timeout=60) == 0, said()
+    finally:
+        for process in [each for each in (stays, leaves, back) if each and each.poll() is None]:
+            process.kill()
+    assert "goes on from step" in said()
+    assert same_bits(undisturbed, folder)
+    assert told(folder) == told(undisturbed)
+
+
+@pytest.fixture(params=["processes", "network namespaces"])
+def machines(request: pytest.FixtureRequest) -> Iterator[list[list[str]]]:
+    """Give, for each of two machines, the words before a command that make it run there."""
+    if request.param == "processes":  # two on one machine, at 127.0.0.1
+        yield [[], []]
+        return
+    names = [f"playground-{os.getpid()}-{i}" for i in (1, 2)]
+
+    def ip(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["ip", *words], capture_output=True, text=True)
+
+    if shutil.which("ip") is None:
+        pytest.skip("there is no program `ip`, which makes network namespaces (Debian package iproute2)")
+    try:
+        made = [ip("netns", "add", name) for name in names]
+        if any(done.returncode for done in made):
+            pytest.skip(f"network namespaces cannot be made here: {made[0].stderr.strip()}")
+        cable = ip("link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1])
+        if cable.returncode:
+            pytest.skip(f"network namespaces cannot be connected here: {cable.stderr.strip()}")
+        for i, name in enumerate(names, 1):
+            for words in (["addr", "add", f"10.77.0.{i}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
+                done = ip("-n", name, *words)
+                assert done.returncode == 0, done.stderr
+            ip("-n", name, "link", "set", "lo", "up")
+        yield [["ip", "netns", "exec", name] for name in names]
+    finally:
+        for name in names:
+            ip("netns", "del", name)
