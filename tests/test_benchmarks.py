@@ -57,3 +57,18 @@ def test_the_hand_written_step_is_that_of_autograd_and_sgd():
     ours, theirs = next(recipes.by_hand(**options)), next(recipes.in_memory(**options))
     assert (ours(pixels) == theirs(pixels)).float().mean() > 0.99
     assert images.accuracy(ours) > 0.15  # twelve steps learn some of it by heart; one in ten would be chance
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("distributed")
+def test_the_benchmark_of_many_processes_answers_every_question(tmp_path: Path):
+    command = [sys.executable, "benchmarks/distributed.py", "--quick", "--json", str(tmp_path / "results.json")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert all(row["one"] > 0 and row["two"] > 0 and row["efficiency"] > 0 for row in results["scaling"])
+    assert results["checkpoint"]["bytes"] > 10_000 and results["checkpoint"]["steps"] > 0
+    for words in ("Strong scaling", "all_reduce of", "sent by each process", "with one every 100 steps"):
+        assert words in done.stdout
+    if results["sent"] is not None:  # the ring's 2 (n - 1) / n = 1, and what the messages are wrapped in
+        assert 0.95 < results["sent"] < 1.5
