@@ -75,6 +75,10 @@ def load(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]
     (features, labels), (fresh, truth) = parts
     kind = torch.float64 if arguments.dtype == "float64" else torch.float32
     limit, check = arguments.limit, arguments.limit_validation
+    if len(labels[:limit]) < arguments.batch_size:
+        raise SystemExit(
+            f"{len(labels[:limit])} pictures do not fill one batch of {arguments.batch_size} (--batch-size)"
+        )
     return features[:limit].to(kind), labels[:limit], fresh[:check].to(kind), truth[:check]
 
 
@@ -165,13 +169,13 @@ def main() -> None:
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(seconds=arguments.timeout))
+    dist.init_process_group("nccl" if has_gpu else "gloo", timeout=timedelta(seconds=arguments.timeout))  # NEW
 
     features, labels, fresh, truth = (t.to(device) for t in load(arguments))
     stop_if_ranks_disagree("data", features, labels, fresh, truth)  # NEW
     model = make_model(arguments, features).to(device)
     # NEW: every process starts from the weights of rank 0
-    replica = DistributedDataParallel(model, device_ids=[local_rank] if has_gpu else None)
+    replica = DistributedDataParallel(model, device_ids=[local_rank] if has_gpu else None)  # NEW
 
     # NEW: the places of this process, every world_size-th of the epoch's order
     everything = TensorDataset(features, labels)

@@ -12,12 +12,16 @@ torch.distributed.checkpoint, and `manifest.json` with everything else and a che
 written) and `*.refused` (damaged). Several machines need a folder that all of them see.
 """
 
+import os
+
+AGENT = os.getppid()  # NEW: torchrun's process, asked for before the slow imports, during which it may die
+
 import argparse
 import contextlib
 import fcntl  # NEW
 import hashlib
+import io  # NEW
 import json
-import os
 import shutil  # NEW
 import threading  # NEW
 import time
@@ -35,7 +39,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler, TensorDataset
 
 STATISTICS = {"mnist": (0.1307, 0.3081), "fashion-mnist": (0.2860, 0.3530)}  # mean and standard deviation of the pixels
-AGENT = os.getppid()  # NEW: torchrun's process, which started this one
 # NEW: what decides about every step; a checkpoint of a run that had it otherwise is of no use
 RECIPE = ("dataset", "limit", "limit_validation", "model", "dropout", "epochs", "batch_size", "lr", "seed", "dtype")
 
@@ -96,6 +99,10 @@ def load(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]
     (features, labels), (fresh, truth) = parts
     kind = torch.float64 if arguments.dtype == "float64" else torch.float32
     limit, check = arguments.limit, arguments.limit_validation
+    if len(labels[:limit]) < arguments.batch_size:
+        raise SystemExit(
+            f"{len(labels[:limit])} pictures do not fill one batch of {arguments.batch_size} (--batch-size)"
+        )
     return features[:limit].to(kind), labels[:limit], fresh[:check].to(kind), truth[:check]
 
 
@@ -185,10 +192,15 @@ def lock(folder: Path, patience: float = 15) -> None:
 
 
 # NEW: whoever reads the file finds the old content or the new one, never a part, whatever happens when
-def write_atomically(path: Path, content: str) -> None:
-    """Write a file under another name, force it to the disk, then give it its name in one step."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under another name, force it to the disk, then give it its name in one step.
+
+    A file that holds this content already is left alone.
+    """
+    if path.is_file() and path.read_bytes() == content:
+        return
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -218,7 +230,8 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Any], notes: dict[s
     partial = whole.with_name(whole.name + ".partial")
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial, sync_files=True))  # returns when all have written
     if dist.get_rank() == 0:
-        write_atomically(partial / "manifest.json", json.dumps({"files": checksums(partial), "step": step, **notes}))
+        manifest = json.dumps({"files": checksums(partial), "step": step, **notes})
+        write_atomically(partial / "manifest.json", manifest.encode())
         os.rename(partial, whole)
         force_to_disk(run)
         for old in sorted(run.glob("step-????????"))[:-2]:
@@ -250,7 +263,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         aside = checkpoint.with_name(checkpoint.name + ".refused")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-    if found:
+    if found or any(run.glob("step-????????.refused")):  # nor may a restart, which finds them put aside, begin anew
         raise SystemExit(f"no checkpoint in `{run}` can be used; start again with another --run-dir")
     return None
 
@@ -348,11 +361,17 @@ def main() -> None:
             arguments.run_dir, step, tensors_now(), {"recipe": recipe, "circumstances": circumstances, **states}
         )
 
+    # NEW: all epochs each time, so that a restart repeats none
+    def write_metrics() -> None:
+        if arguments.metrics and global_rank == 0:
+            write_atomically(arguments.metrics, "".join(json.dumps(each) + "\n" for each in history).encode())
+
     # NEW: rank 0 chooses, all go on from the same checkpoint
     chosen: list[Any] = [None, None]
     if global_rank == 0:
         arguments.run_dir.mkdir(parents=True, exist_ok=True)
-        lock(arguments.run_dir)
+        # A file system of many machines lets go of the lock of a lost one only after a while.
+        lock(arguments.run_dir, patience=15 if world_size == local_world_size else 120)
         checkpoint = newest_checkpoint(arguments.run_dir)
         if checkpoint:
             chosen = [checkpoint, json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))]
@@ -443,13 +462,13 @@ def main() -> None:
         if global_rank != 0:  # everybody has computed it, one says it
             continue
         print(f"epoch {epoch + 1}  loss {loss_mean:.4f}  correct {correct} of {total}  {seconds:.1f} s", flush=True)
-        if arguments.metrics:  # NEW: all epochs each time, so that a restart repeats none
-            write_atomically(arguments.metrics, "".join(json.dumps(each) + "\n" for each in history))  # NEW
+        write_metrics()  # NEW
 
-    if arguments.save and global_rank == 0 and not (finished and arguments.save.exists()):  # NEW
-        partial = arguments.save.with_name(arguments.save.name + ".partial")  # NEW
-        torch.save(model.state_dict(), partial)  # NEW
-        os.replace(partial, arguments.save)  # NEW
+    write_metrics()  # NEW: again, for a process that was killed between its last checkpoint and this
+    if arguments.save and global_rank == 0:
+        content = io.BytesIO()  # NEW
+        torch.save(model.state_dict(), content)  # NEW
+        write_atomically(arguments.save, content.getvalue())  # NEW
     dist.destroy_process_group()
 
 

@@ -9,11 +9,15 @@ given up; of the gradients each process receives the sum of its part. Checkpoint
 from each process, and can be read by another number of them.
 """
 
+import os
+
+AGENT = os.getppid()  # torchrun's process, asked for before the slow imports, during which it may die
+
 import argparse
 import fcntl
 import hashlib
+import io
 import json
-import os
 import shutil
 import threading
 import time
@@ -33,7 +37,6 @@ from torch.distributed.tensor import DTensor  # NEW
 from torch.utils.data import DistributedSampler, TensorDataset
 
 STATISTICS = {"mnist": (0.1307, 0.3081), "fashion-mnist": (0.2860, 0.3530)}  # mean and standard deviation of the pixels
-AGENT = os.getppid()  # torchrun's process, which started this one
 # what decides about every step; a checkpoint of a run that had it otherwise is of no use
 RECIPE = ("dataset", "limit", "limit_validation", "model", "dropout", "epochs", "batch_size", "lr", "seed", "dtype")
 
@@ -94,6 +97,10 @@ def load(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]
     (features, labels), (fresh, truth) = parts
     kind = torch.float64 if arguments.dtype == "float64" else torch.float32
     limit, check = arguments.limit, arguments.limit_validation
+    if len(labels[:limit]) < arguments.batch_size:
+        raise SystemExit(
+            f"{len(labels[:limit])} pictures do not fill one batch of {arguments.batch_size} (--batch-size)"
+        )
     return features[:limit].to(kind), labels[:limit], fresh[:check].to(kind), truth[:check]
 
 
@@ -186,10 +193,15 @@ def lock(folder: Path, patience: float = 15) -> None:
 
 
 # whoever reads the file finds the old content or the new one, never a part, whatever happens when
-def write_atomically(path: Path, content: str) -> None:
-    """Write a file under another name, force it to the disk, then give it its name in one step."""
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under another name, force it to the disk, then give it its name in one step.
+
+    A file that holds this content already is left alone.
+    """
+    if path.is_file() and path.read_bytes() == content:
+        return
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -217,7 +229,8 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Any], notes: dict[s
     partial = whole.with_name(whole.name + ".partial")
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial, sync_files=True))  # returns when all have written
     if dist.get_rank() == 0:
-        write_atomically(partial / "manifest.json", json.dumps({"files": checksums(partial), "step": step, **notes}))
+        manifest = json.dumps({"files": checksums(partial), "step": step, **notes})
+        write_atomically(partial / "manifest.json", manifest.encode())
         os.rename(partial, whole)
         force_to_disk(run)
         for old in sorted(run.glob("step-????????"))[:-2]:
@@ -249,7 +262,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         aside = checkpoint.with_name(checkpoint.name + ".refused")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-    if found:
+    if found or any(run.glob("step-????????.refused")):  # nor may a restart, which finds them put aside, begin anew
         raise SystemExit(f"no checkpoint in `{run}` can be used; start again with another --run-dir")
     return None
 
@@ -305,7 +318,7 @@ def main() -> None:
     features, labels, fresh, truth = (t.to(device) for t in load(arguments))
     data = stop_if_ranks_disagree("data", features, labels, fresh, truth)
     model = make_model(arguments, features).to(device)
-    # NEW: layer by layer, so that only one layer at a time is whole anywhere; every process made the same weights
+    # NEW: layer by layer, so that only a few layers at a time are whole anywhere; every process made the same weights
     mesh = init_device_mesh(device.type, (world_size,))
     for layer in model.children():
         if any(True for _ in layer.parameters()):
@@ -352,11 +365,17 @@ def main() -> None:
             arguments.run_dir, step, tensors_now(), {"recipe": recipe, "circumstances": circumstances, **states}
         )
 
+    # all epochs each time, so that a restart repeats none
+    def write_metrics() -> None:
+        if arguments.metrics and global_rank == 0:
+            write_atomically(arguments.metrics, "".join(json.dumps(each) + "\n" for each in history).encode())
+
     # rank 0 chooses, all go on from the same checkpoint
     chosen: list[Any] = [None, None]
     if global_rank == 0:
         arguments.run_dir.mkdir(parents=True, exist_ok=True)
-        lock(arguments.run_dir)
+        # A file system of many machines lets go of the lock of a lost one only after a while.
+        lock(arguments.run_dir, patience=15 if world_size == local_world_size else 120)
         checkpoint = newest_checkpoint(arguments.run_dir)
         if checkpoint:
             chosen = [checkpoint, json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))]
@@ -447,8 +466,7 @@ def main() -> None:
         if global_rank != 0:  # everybody has computed it, one says it
             continue
         print(f"epoch {epoch + 1}  loss {loss_mean:.4f}  correct {correct} of {total}  {seconds:.1f} s", flush=True)
-        if arguments.metrics:  # all epochs each time, so that a restart repeats none
-            write_atomically(arguments.metrics, "".join(json.dumps(each) + "\n" for each in history))
+        write_metrics()
 
     # NEW: what a process has to remember from one step to the next
     parameters: list[Tensor] = list(model.parameters())
@@ -461,10 +479,11 @@ def main() -> None:
 
     options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)  # NEW
     whole = dcp_state.get_model_state_dict(model, options=options)  # NEW
-    if arguments.save and global_rank == 0 and not (finished and arguments.save.exists()):
-        partial = arguments.save.with_name(arguments.save.name + ".partial")
-        torch.save(whole, partial)  # NEW
-        os.replace(partial, arguments.save)
+    write_metrics()  # again, for a process that was killed between its last checkpoint and this
+    if arguments.save and global_rank == 0:
+        content = io.BytesIO()
+        torch.save(whole, content)  # NEW
+        write_atomically(arguments.save, content.getvalue())
     dist.destroy_process_group()
 
 

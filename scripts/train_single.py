@@ -65,6 +65,10 @@ def load(arguments: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor]
     (features, labels), (fresh, truth) = parts
     kind = torch.float64 if arguments.dtype == "float64" else torch.float32
     limit, check = arguments.limit, arguments.limit_validation
+    if len(labels[:limit]) < arguments.batch_size:
+        raise SystemExit(
+            f"{len(labels[:limit])} pictures do not fill one batch of {arguments.batch_size} (--batch-size)"
+        )
     return features[:limit].to(kind), labels[:limit], fresh[:check].to(kind), truth[:check]
 
 

@@ -162,6 +162,12 @@ def test_a_missing_data_set_gets_one_clear_line(tmp_path: Path):
     assert len(done.stderr.splitlines()) == 1 and "python -m course data" in done.stderr
 
 
+def test_too_few_pictures_for_one_batch_get_one_clear_line():
+    done = run_single("--dataset", "synthetic", "--limit", "100")
+    assert done.returncode == 1
+    assert done.stderr == "100 pictures do not fill one batch of 256 (--batch-size)\n"
+
+
 @pytest.mark.slow
 def test_the_whole_of_mnist_is_learned(tmp_path: Path):
     done = run_ddp(2, "--dataset", "mnist", "--data", str(REPOSITORY / "data"), "--metrics", str(tmp_path / "log.json"))
