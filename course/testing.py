@@ -68,7 +68,7 @@ def build_book() -> None:
 def run_pytest(jobs: int, browser: str | None, selection: list[str]) -> None:
     """Run the tests in `tests/`, or those that the options in `selection` leave."""
     environment = {**os.environ, **({"COURSE_CHROMIUM": browser} if browser else {})}
-    # `loadgroup`: tests that are marked as one group run in one process, one after another.
+    # `worksteal`: tests last from a millisecond to minutes; a process that has nothing left takes over from another.
     arguments = [
         sys.executable,
         "-m",
@@ -78,7 +78,7 @@ def run_pytest(jobs: int, browser: str | None, selection: list[str]) -> None:
         "-n",
         str(jobs),
         "--dist",
-        "loadgroup",
+        "worksteal",
         "--durations=10",
         "tests",
     ]

@@ -60,7 +60,6 @@ def test_the_hand_written_step_is_that_of_autograd_and_sgd():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributed")
 def test_the_benchmark_of_many_processes_answers_every_question(tmp_path: Path):
     command = [sys.executable, "benchmarks/distributed.py", "--quick", "--json", str(tmp_path / "results.json")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

@@ -21,7 +21,6 @@ from conftest import REPOSITORY
 
 SCRIPTS = REPOSITORY / "scripts"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-pytestmark = pytest.mark.xdist_group("distributed")  # processes that wait for each other, one test at a time
 
 
 def run_single(*arguments: str) -> subprocess.CompletedProcess[str]:

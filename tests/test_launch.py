@@ -44,7 +44,6 @@ def test_a_launcher_without_a_program_says_what_to_give_it(path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributed")
 def test_one_machine_trains_in_as_many_processes_as_asked_for(tmp_path: Path):
     program = ["scripts/train_elastic.py", *SHORT, "--run-dir", str(tmp_path / "run")]
     done = launch(str(LAUNCHERS / "one_machine.sh"), *program)
@@ -56,7 +55,6 @@ def test_one_machine_trains_in_as_many_processes_as_asked_for(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("distributed")
 def test_a_job_of_slurm_meets_at_its_first_machine(tmp_path: Path):
     programs = {"scontrol": 'echo "127.0.0.1"; echo "node-b"', "srun": 'shift; exec "$@"'}
     for name, content in programs.items():
