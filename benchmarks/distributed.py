@@ -124,7 +124,7 @@ def seconds_per_checkpoint(device: torch.device, width: int, repeats: int) -> di
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     model(torch.randn(8, width, device=device)).sum().backward()
     optimizer.step()
-    shared: list[str] = [tempfile.mkdtemp()]
+    shared: list[str] = [tempfile.mkdtemp() if dist.get_rank() == 0 else ""]
     dist.broadcast_object_list(shared)
     folder, seconds = Path(shared[0]), []
     for step in range(1, repeats + 2):
@@ -238,7 +238,9 @@ def main() -> None:
             if sent is None:
                 print("bytes sent: nobody counts them here")
             else:
-                print(f"sent by each process: {sent:.3f} sizes of the tensor; the bound 2 (n - 1) / n is {1.0:.3f}")
+                print(
+                    f"sent by each process: {sent:.3f} sizes of the tensor; the bound 2 (n - 1) / n is {2 * (2 - 1) / 2:.3f}"
+                )
         batch_size, width = (QUICK if arguments.quick else SIZES)[-1]
         last = worlds[-1]
         seconds = statistics.median(found["checkpoint"]["seconds"] for found in rounds[last])

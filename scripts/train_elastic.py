@@ -219,7 +219,7 @@ def force_to_disk(folder: Path) -> None:
 # NEW
 def checksums(folder: Path) -> dict[str, str]:
     """Return SHA-256 by name of all files of a checkpoint but its manifest."""
-    files = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json")
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -250,7 +250,7 @@ def newest_checkpoint(run: Path) -> Path | None:
     for checkpoint in found:
         try:
             manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-            files, recipe = manifest["files"], manifest["recipe"]
+            files, recipe = dict(manifest["files"]), manifest["recipe"]
         except (OSError, ValueError, KeyError, TypeError):
             reason = "it has no manifest of this program"
         else:
@@ -295,6 +295,8 @@ def main() -> None:
         )
         raise SystemExit(reason if global_rank == 0 else 1)
 
+    if arguments.checkpoint_every < 1:  # NEW
+        raise SystemExit("--checkpoint-every has to be 1 or more")  # NEW
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda, but torch finds no GPU here; leave --device out")
     has_gpu = torch.cuda.is_available() and arguments.device != "cpu"
@@ -458,7 +460,7 @@ def main() -> None:
         record = {"epoch": epoch + 1, "loss": loss_mean, "correct": correct, "total": total, "seconds": seconds}
         history.append(record)  # NEW
         if step % arguments.checkpoint_every == 0 or step == total_steps:  # NEW
-            save()  # NEW: an epoch that is told is an epoch that is kept
+            save()  # NEW
         if global_rank != 0:  # everybody has computed it, one says it
             continue
         print(f"epoch {epoch + 1}  loss {loss_mean:.4f}  correct {correct} of {total}  {seconds:.1f} s", flush=True)

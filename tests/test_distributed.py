@@ -226,7 +226,7 @@ def test_a_program_says_what_its_options_are(name: str):
 @pytest.mark.slow
 def test_weights_that_are_shared_out_end_as_weights_that_everybody_has(tmp_path: Path):
     common = ["--dataset", "synthetic", "--dtype", "float64", "--model", "cnn", "--limit", "1100", "--epochs", "2"]
-    # No dropout, so that one process can do the same; 1001 pictures, so that one process needs a pass more to judge.
+    # No dropout, so that any number of processes can do the same.
     common += ["--limit-validation", "501", "--dropout", "0", "--accumulate", "2"]
     said = {}
     for name, world_size in [("elastic", 2), ("fsdp", 2), ("fsdp", 1), ("fsdp", 3)]:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -93,7 +93,6 @@ class Run:
     folder: Path
     restarts: int
     agents: int = 0
-    output: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Run:
         self.folder.mkdir(exist_ok=True)
@@ -217,7 +216,7 @@ def test_whatever_is_killed_the_run_ends_bit_for_bit_as_undisturbed(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def stopped_half_way(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run that everything of was killed after some checkpoints."""
+    """Return a run whose processes were all killed after some checkpoints."""
     folder = tmp_path_factory.mktemp("stopped") / "it"
     with Run(folder, restarts=0) as run:
         wait_for(lambda: newest_step(folder) >= 60, run)
@@ -246,6 +245,11 @@ def lose_the_manifest(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").unlink()
 
 
+def put_a_strange_manifest_there(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").write_text('{"files": ["a"], "recipe": {}}')
+    (checkpoint / "folder").mkdir()
+
+
 def put_something_else_there(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
     checkpoint.mkdir()
@@ -253,7 +257,7 @@ def put_something_else_there(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").write_text('["a manifest of another program"]')
 
 
-DAMAGES = [truncate, swap_a_bit, lose_a_file, lose_the_manifest, put_something_else_there]
+DAMAGES = [truncate, swap_a_bit, lose_a_file, lose_the_manifest, put_a_strange_manifest_there, put_something_else_there]
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_the_one_before_it_used(
