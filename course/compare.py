@@ -3,6 +3,10 @@
 This module is also the pytest plugin that does it. nbval alone compares text exactly and leaves pictures out; here
 decimal numbers may differ by a tolerance, a picture has to be a picture, a cell that needs a GPU is skipped and counted,
 and exempt cells are counted and bounded.
+
+A lesson is compared where a learner opens it: alone in an empty folder, with the libraries of requirements.in and no
+others, and it must leave no file behind. Stay in the repository: worked exercises, and lessons that declare `optional:`
+because they show another library or the programs in `scripts/` (tests/test_alone.py runs these without).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +29,7 @@ import numpy
 import pytest
 from nbformat import NotebookNode
 
-from course import data, usage
+from course import data, learner, usage
 from course.environment import say
 from course.errors import CourseError
 from course.gpu_outputs import gpu_cells, is_gpu, require_gpu
@@ -82,12 +87,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+FILES: dict[Path, set[Path]] = {}  # of a notebook that is alone in its folder: what is there before it runs
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give nbval's cells the course's way of comparing."""
     item: Any  # nbval's cells are items with more attributes
     for item in items:
         if type(item).__name__ != "IPyNbCell":
             continue
+        if item.path not in FILES and not item.path.is_relative_to(ROOT):
+            FILES[item.path] = set(item.path.parent.rglob("*"))
         on_gpu = item.config.getoption("--course-device") == "cuda"
         item.compare_outputs = _Comparison(item, on_gpu)
         if is_gpu(item.cell) and not on_gpu:
@@ -148,7 +158,7 @@ class _Comparison:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """After the last cell of a notebook, write down what its kernel used."""
+    """After the last cell of a notebook, write down what its kernel used, and look at what it left behind."""
     last = nextitem is None or nextitem.path != item.path
     kernel = getattr(item.parent, "kernel", None)
     if last and kernel is not None and kernel.is_alive():
@@ -157,7 +167,11 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{item.path.parent.name}-{item.path.stem}.json"
         (folder / name).write_text(json.dumps({"seconds": used.seconds, "memory": used.memory}), encoding="utf-8")
-    return (yield)
+    result = yield
+    if last and item.path in FILES and (left := set(item.path.parent.rglob("*")) - FILES[item.path]):
+        names = ", ".join(sorted(path.relative_to(item.path.parent).as_posix() for path in left))
+        pytest.fail(f"{item.path.name} leaves files beside itself: {names}", pytrace=False)
+    return result
 
 
 def over_budget(names: list[str]) -> list[str]:
@@ -193,6 +207,32 @@ def exempt(notebooks: list[Path]) -> tuple[list[str], int]:
                     f"{path.parent.name}/{path.name}, cell {index + 1}: {cell.metadata.get('varies', 'NO REASON GIVEN')}"
                 )
     return reasons, count
+
+
+def _nbval(paths: list[Path], jobs: int, device: str) -> int:
+    """Re-execute and compare notebooks in the order given; return pytest's exit status."""
+    arguments = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "course.compare",
+        "--nbval",
+        "-q",
+        "-rs",
+        "--durations=0",
+        "--durations-min=5",
+        "-n",
+        str(jobs),
+        "--dist",
+        "loadfile",
+        "--course-device",
+        device,
+        *map(str, paths),
+    ]
+    kernels = [learner.KERNELS, Path(sys.prefix) / "share" / "jupyter"]  # before any that the user has installed
+    environment = {**surroundings(), "JUPYTER_PATH": os.pathsep.join(map(str, kernels))}
+    return subprocess.run(arguments, cwd=REPOSITORY, env=environment).returncode
 
 
 def command(options: list[str]) -> int:
@@ -246,31 +286,13 @@ def command(options: list[str]) -> int:
         raise CourseError(
             f"{len(reasons)} of {count} cells are exempt from comparison, more than {MOST_EXEMPT:.0%}. Make outputs stable instead"
         )
+    python = learner.ensure()
+    say(f"lessons run alone, with {python}")
     # The longest first, so that no worker idles at the end.
-    paths = [target.path for target in sorted(selected, key=lambda target: -target.source.budget.seconds)]
-    arguments = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "course.compare",
-        "--nbval",
-        "--nbval-current-env",
-        "-q",
-        "-rs",
-        "--durations=0",
-        "--durations-min=5",
-    ]
-    arguments += [
-        "-n",
-        str(min(jobs, len(paths))),
-        "--dist",
-        "loadfile",
-        "--course-device",
-        chosen.device,
-        *map(str, paths),
-    ]
-    status = subprocess.run(arguments, cwd=REPOSITORY, env=surroundings()).returncode
+    selected.sort(key=lambda target: -target.source.budget.seconds)
+    with tempfile.TemporaryDirectory(prefix="course-") as folder:
+        paths = [learner.place(each, Path(folder)) if each.is_alone else each.path for each in selected]
+        status = _nbval(paths, min(jobs, len(paths)), chosen.device)
     if status:
         raise CourseError(
             "outputs differ (see above). If the new ones are right, run `make execute` and look at the change before you commit it"

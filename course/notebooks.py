@@ -28,6 +28,7 @@ class Target:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.is_solution = source.path.name.endswith(".exercises.md")
+        self.is_alone = not self.is_solution and not source.optional  # see course/learner.py
         self.path: Path = (SOLUTIONS if self.is_solution else NOTEBOOKS) / f"{source.name}.ipynb"
 
     def __str__(self) -> str:

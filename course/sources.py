@@ -91,6 +91,11 @@ class Source:
         return list(self.header.get("data", []))
 
     @property
+    def optional(self) -> list[str]:
+        """What the notebook shows where it is there, and does without where it is not: libraries, folders."""
+        return list(self.header.get("optional", []))
+
+    @property
     def covers(self) -> dict[str, list[str]]:
         """Section slug (a question in an exercise set) -> curriculum IDs."""
         return {place: list(ids or []) for place, ids in (self.header.get("covers") or {}).items()}

@@ -1,4 +1,8 @@
-"""A notebook opened outside the repository, as Colab does: alone in an empty folder, with nothing but what Colab has."""
+"""A notebook opened outside the repository, as Colab does: alone in an empty folder, with nothing but what Colab has.
+
+`python -m course compare` opens nearly all lessons so. Here are those that it compares with something more at hand: they
+have to run to their end without it, too.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import filelock
+import nbformat
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, Book
 
+from course import learner
 from course.checks import ALLOWED
-from course.environment import python_of
 from course.kernels import surroundings
 from course.paths import DATA
 from course.sources import Source, lessons
 
-LESSONS = sorted(lessons(), key=lambda lesson: -lesson.budget.seconds)  # the longest first: no worker idles at the end
+LESSONS = [lesson for lesson in lessons() if lesson.optional]
 
-# Run a notebook's cells one after another in one namespace. Colab's kernel would do the same; this needs no kernel, so
-# that the environment can hold the four packages and nothing else.
+# Run a notebook's cells one after another in one namespace, as a kernel does.
 RUN = """
 import json, linecache, sys, types
 import matplotlib
@@ -44,25 +47,14 @@ print("ran to the end")
 
 
 @pytest.fixture(scope="session")
-def learner(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Return the interpreter of an environment with torch, torchvision, numpy and matplotlib alone, one for all workers."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "learner"
-    python = python_of(folder)
-    with filelock.FileLock(f"{folder}.lock"):
-        if not (folder / "complete").is_file():
-            uv = [sys.executable, "-m", "uv"]
-            subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
-            command = [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python)]
-            constraints = ["--constraint", str(REPOSITORY / "requirements.txt")]
-            subprocess.run([*command, *constraints, "-r", str(REPOSITORY / "requirements.in")], check=True)
-            (folder / "complete").touch()
-    return python
+def python() -> Path:
+    """Return the interpreter of a learner."""
+    return learner.ensure()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
-def test_a_notebook_runs_to_the_end_on_its_own(learner: Path, lesson: Source, tmp_path: Path):
+def test_a_notebook_runs_to_the_end_on_its_own(python: Path, lesson: Source, tmp_path: Path):
     folder = tmp_path / "content"
     folder.mkdir()
     shutil.copy2(REPOSITORY / "notebooks" / f"{lesson.name}.ipynb", folder / "notebook.ipynb")
@@ -74,7 +66,7 @@ def test_a_notebook_runs_to_the_end_on_its_own(learner: Path, lesson: Source, tm
     }
     (tmp_path / "run.py").write_text(RUN, encoding="utf-8")
     done = subprocess.run(
-        [str(learner), "-I", str(tmp_path / "run.py"), "notebook.ipynb"],
+        [str(python), "-I", str(tmp_path / "run.py"), "notebook.ipynb"],
         cwd=folder,
         env={**environment, "MPLCONFIGDIR": str(tmp_path / "matplotlib"), "HOME": os.environ.get("HOME", "")},
         capture_output=True,
@@ -87,18 +79,53 @@ def test_a_notebook_runs_to_the_end_on_its_own(learner: Path, lesson: Source, tm
 
 
 @pytest.mark.slow
-def test_the_learners_environment_holds_nothing_of_ours(learner: Path):
+def test_the_learners_environment_holds_nothing_of_ours(python: Path):
     listed = subprocess.run(
-        [sys.executable, "-m", "uv", "pip", "list", "--python", str(learner)],
+        [sys.executable, "-m", "uv", "pip", "list", "--python", str(python)],
         capture_output=True,
         text=True,
         check=True,
     )
     names = {line.split()[0] for line in listed.stdout.splitlines()[2:]}
-    assert names >= ALLOWED
-    assert not names & {"jupyter-book", "nbval", "nbclient", "ipykernel", "ipython", "scikit-learn", "pandas"}
+    assert names >= {*ALLOWED, "ipykernel"}
+    others = {name for lesson in LESSONS for name in lesson.optional}
+    assert not names & {"jupyter-book", "nbval", "nbclient", "jupytext", "scikit-learn", "pandas", "tqdm", *others}
+
+
+def say_in_the_last_cell(book: Book, code: str, output: str) -> None:
+    """Give the small book's notebook a last cell, with what it is said to have printed."""
+    path = book.root / "notebooks" / "tiny.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    printed = nbformat.v4.new_output("stream", name="stdout", text=output)
+    notebook.cells.append(nbformat.v4.new_code_cell(code, outputs=[printed], execution_count=99))
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.slow
+def test_a_lesson_is_compared_alone_with_the_libraries_of_a_learner(book: Book):
+    code = "import importlib.util, os\nprint(os.listdir(), *map(importlib.util.find_spec, ['course', 'nbval', 'onnx']))"
+    say_in_the_last_cell(book, code, "['tiny.ipynb'] None None None\n")
+    done = book.run("compare", "tiny")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_a_lesson_that_leaves_a_file_behind_fails(book: Book):
+    say_in_the_last_cell(book, "print(open('model.pt', 'w').write('weights'))", "7\n")
+    done = book.run("compare", "tiny")
+    assert done.returncode == 2
+    assert "tiny.ipynb leaves files beside itself: model.pt" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_lesson_that_shows_more_than_a_learner_has_is_compared_in_its_place(book: Book):
+    book.edit("chapters/tiny.md", "  data: []", "  data: []\n  optional: [nbval]")
+    code = "import importlib.util, os\nprint(os.listdir(), importlib.util.find_spec('nbval') is not None)"
+    say_in_the_last_cell(book, code, "['tiny.ipynb'] True\n")
+    done = book.run("compare", "tiny")
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_lesson_has_a_notebook():
     found = [path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")]
-    assert sorted(found) == sorted(lesson.name for lesson in LESSONS)
+    assert sorted(found) == sorted(lesson.name for lesson in lessons())
