@@ -92,12 +92,13 @@ class Race:
     runners: list[Runner]
 
 
-def cpu_races() -> list[tuple[int, list[Race]]]:
-    """Return (threads, races that share their baselines' runs) for the CPU."""
+def cpu_races(quick: bool) -> list[tuple[int, list[Race]]]:
+    """Return (threads, races that share their baselines' runs) for the CPU; `quick`: a tenth of the rungs' steps."""
     loop = Runner("the usual loop, 5 epochs", recipes.teaching_loop, recipes.mlp_flops(5 * 60_000))
 
     def rung(title: str, batch: int, steps: int, peak: float, half: bool, pooled: bool | None = None) -> Runner:
         """Return a runner of `in_memory`, or of `by_hand` where `pooled` is given."""
+        steps = steps // 10 if quick else steps
         train: Train = partial(recipes.in_memory, batch=batch, steps=steps, peak=peak, half=half)
         if pooled is not None:
             train = partial(recipes.by_hand, batch=batch, steps=steps, peak=peak, half=half, pooled=pooled)
@@ -261,7 +262,7 @@ def on_cpu(chosen: argparse.Namespace) -> dict:
     images = recipes.load(DATA, "MNIST", "cpu", chosen.held_out, chosen.limit)
     extra = start_up()
     print(f"start of a program, imports and reading the files: {extra:.1f} s")
-    for count, races in cpu_races():
+    for count, races in cpu_races(chosen.quick):
         torch.set_num_threads(count)
         peaks = {half: matmul_peak("cpu", half) for half in (False, True)}
         print(
@@ -332,7 +333,7 @@ def main() -> None:
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("training.py: --device cuda, but torch finds no GPU: nothing was measured")
     chosen.device = chosen.device or ("cuda" if torch.cuda.is_available() else None)
-    chosen.limit = 1024 if chosen.quick else None
+    chosen.limit = 512 if chosen.quick else None
     results = {"cpu": on_cpu(chosen)}
     if chosen.device:
         results["gpu"] = on_gpu(chosen)

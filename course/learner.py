@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import filelock
@@ -37,7 +38,9 @@ def ensure() -> Path:
     Raises:
         CourseError: the packages could not be installed.
     """
-    installed = importlib.metadata.distributions()
+    # These folders only: a library that brings others inside of it may have put them on Python's path.
+    folders = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    installed = importlib.metadata.distributions(path=sorted(folders))
     versions = sorted({f"{each.name}=={Version(each.version).public}" for each in installed})
     wanted = hashlib.sha256("\n".join([*versions, LIBRARIES.read_text(encoding="utf-8")]).encode()).hexdigest()
     stamp, python = FOLDER / "course-stamp.txt", python_of(FOLDER)

@@ -14,11 +14,11 @@ from course import datasets, gpu_outputs
 from course.environment import say
 from course.exercises import released, worked
 from course.notebook_files import new_notebook, to_text, write
-from course.paths import EXERCISES, LOCK, NOTEBOOKS, SOLUTIONS, relative
+from course.paths import EXERCISES, LOCK, NOTEBOOKS, ROOT, SOLUTIONS, relative
 from course.portable import portable
 from course.sources import Source, exercise_sets, lessons, repository, select, site_address
 
-# Code, requirements, data and device decide what a notebook prints. Anything else may change without re-executing it.
+# Code, requirements, data, device and the programs it starts decide what a notebook prints. Anything else may change without re-executing it.
 KEPT_TAGS = ("hide-input", "raises-exception", "gpu")
 
 
@@ -74,7 +74,16 @@ def key(source: Source, notebook: NotebookNode) -> str:
         "data": {name: datasets.fingerprint(name) for name in source.datasets},
         "device": "cpu",  # what a GPU printed has fingerprints of its own, see gpu_outputs
     }
+    if programs := _programs(source):
+        facts["programs"] = programs
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _programs(source: Source) -> dict[str, str]:
+    """Return path -> fingerprint of each program in the folders of the repository that a notebook starts them from."""
+    folders = [ROOT / name for name in source.optional]
+    paths = sorted(path for folder in folders for path in folder.glob("*.py"))
+    return {relative(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def lesson_notebook(source: Source) -> NotebookNode:

@@ -79,7 +79,8 @@ def run_pytest(jobs: int, browser: str | None, selection: list[str]) -> None:
         str(jobs),
         "--dist",
         "worksteal",
-        "--durations=10",
+        "--durations=30",
+        "--durations-min=5",
         "tests",
     ]
     if browser is None:

@@ -34,6 +34,14 @@ def test_another_lock_makes_every_output_stale(book: Book):
     assert "executing 2 notebooks" in book.run("execute").stdout
 
 
+def test_another_program_makes_the_outputs_of_a_lesson_that_starts_it_stale(book: Book):
+    book.edit("chapters/tiny.md", "  data: []", "  data: []\n  optional: [scripts]")
+    assert "nothing to execute" in book.run("execute", "tiny").stdout
+    (book.root / "scripts").mkdir()
+    (book.root / "scripts" / "program.py").write_text("print('new')\n", encoding="utf-8")
+    assert "executing 1 notebooks" in book.run("execute", "tiny").stdout
+
+
 def test_the_site_refuses_stale_outputs(book: Book):
     book.edit("chapters/tiny.md", "[1.25, 2.5]", "[1.25, 2.75]")
     done = book.run("book")
