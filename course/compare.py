@@ -85,6 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--course-device", default="cpu", choices=["cpu", "cuda"], help="cuda: compare the cells that need a GPU"
     )
+    parser.addoption("--course-cells", type=int, help="how many cells there are: fewer compared is a failure")
 
 
 FILES: dict[Path, set[Path]] = {}  # of a notebook that is alone in its folder: what is there before it runs
@@ -96,12 +97,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if type(item).__name__ != "IPyNbCell":
             continue
-        if item.path not in FILES and not item.path.is_relative_to(ROOT):
+        if item.path not in FILES and item.path.is_relative_to(BUILD):
             FILES[item.path] = set(item.path.parent.rglob("*"))
         on_gpu = item.config.getoption("--course-device") == "cuda"
         item.compare_outputs = _Comparison(item, on_gpu)
         if is_gpu(item.cell) and not on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail if not every cell has been reported: two that pytest takes for one would pass unseen."""
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    expected = session.config.getoption("--course-cells")
+    if expected is None or hasattr(session.config, "workerinput") or session.exitstatus:
+        return
+    reported = sum(len(reporter.stats.get(outcome, [])) for outcome in ("passed", "skipped"))
+    if reported != expected:
+        reporter.write_line(f"\n{reported} cells were compared or skipped, there are {expected}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 class _Comparison:
@@ -209,8 +223,8 @@ def exempt(notebooks: list[Path]) -> tuple[list[str], int]:
     return reasons, count
 
 
-def _nbval(paths: list[Path], jobs: int, device: str) -> int:
-    """Re-execute and compare notebooks in the order given; return pytest's exit status."""
+def _nbval(paths: list[Path], cells: int, jobs: int, device: str) -> int:
+    """Re-execute and compare notebooks, with so many code cells, in the order given; return pytest's exit status."""
     arguments = [
         sys.executable,
         "-m",
@@ -228,6 +242,8 @@ def _nbval(paths: list[Path], jobs: int, device: str) -> int:
         "loadfile",
         "--course-device",
         device,
+        "--course-cells",
+        str(cells),
         *map(str, paths),
     ]
     kernels = [learner.KERNELS, Path(sys.prefix) / "share" / "jupyter"]  # before any that the user has installed
@@ -290,9 +306,10 @@ def command(options: list[str]) -> int:
     say(f"lessons run alone, with {python}")
     # The longest first, so that no worker idles at the end.
     selected.sort(key=lambda target: -target.source.budget.seconds)
-    with tempfile.TemporaryDirectory(prefix="course-") as folder:
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="alone-", dir=BUILD) as folder:
         paths = [learner.place(each, Path(folder)) if each.is_alone else each.path for each in selected]
-        status = _nbval(paths, min(jobs, len(paths)), chosen.device)
+        status = _nbval(paths, count, min(jobs, len(paths)), chosen.device)
     if status:
         raise CourseError(
             "outputs differ (see above). If the new ones are right, run `make execute` and look at the change before you commit it"
