@@ -174,7 +174,7 @@ def _faults(tab, scheme: str) -> dict[str, str]:
         runs.append(({"include": [["article"]]}, all_others))
     faults = {}
     for where, options in runs:
-        options = {"resultTypes": ["violations"], **options}
+        options = {"resultTypes": ["violations"], "preload": False, **options}  # it would fetch style sheets again
         found = tab.evaluate("([where, options]) => axe.run(where, options)", [where, options])["violations"]
         faults |= {each["id"]: each["nodes"][0]["html"][:200] for each in found if each["impact"] in SERIOUS}
     return faults
