@@ -323,7 +323,9 @@ def main() -> None:
         "--held-out", action="store_true", help="judge on 5,000 training pictures kept apart: for tuning"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="few pictures and small models: tries the program out, measures nothing"
+        "--quick",
+        action="store_true",
+        help="few pictures, few steps and small models: tries the program out, measures nothing",
     )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument(

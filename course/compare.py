@@ -5,8 +5,8 @@ decimal numbers may differ by a tolerance, a picture has to be a picture, a cell
 and exempt cells are counted and bounded.
 
 A lesson is compared where a learner opens it: alone in an empty folder, with the libraries of requirements.in and no
-others, and it must leave no file behind. Stay in the repository: worked exercises, and lessons that declare `optional:`
-because they show another library or the programs in `scripts/` (tests/test_alone.py runs these without).
+others, and it must leave no file behind. Worked exercises are compared in their place, and so are lessons that declare
+`optional:` because they show another library or the programs in `scripts/` (tests/test_alone.py runs these without).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import filelock
+import filelock  # this and packaging come with torch and pytest
 import nbformat
 from packaging.version import Version
 

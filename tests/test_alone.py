@@ -18,6 +18,7 @@ from conftest import REPOSITORY, Book
 
 from course import learner
 from course.checks import ALLOWED
+from course.errors import CourseError
 from course.kernels import surroundings
 from course.paths import DATA
 from course.sources import Source, lessons
@@ -90,6 +91,17 @@ def test_the_learners_environment_holds_nothing_of_ours(python: Path):
     assert names >= {*ALLOWED, "ipykernel"}
     others = {name for lesson in LESSONS for name in lesson.optional}
     assert not names & {"jupyter-book", "nbval", "nbclient", "jupytext", "scikit-learn", "pandas", "tqdm", *others}
+
+
+def test_without_a_network_the_environment_of_a_learner_gets_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(learner, "FOLDER", tmp_path / "learner")
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "empty"))
+    for _ in range(2):  # what is there half is not taken for whole
+        with pytest.raises(CourseError, match="could not set up the environment of a learner .* Check the network"):
+            learner.ensure()
 
 
 def say_in_the_last_cell(book: Book, code: str, output: str) -> None:

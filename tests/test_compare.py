@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -83,6 +84,15 @@ def test_every_changed_output_is_found(book: Book):
     assert done.returncode == 2
     assert "3 failed, 4 passed, 1 skipped" in done.stdout, done.stdout
     assert "make execute" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_cell_that_nobody_looked_at_is_missed(book: Book, monkeypatch: pytest.MonkeyPatch):
+    # The root of pytest decides what its cells are called.
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"--rootdir={book.root} --deselect solutions/tiny.ipynb")
+    done = book.run("compare")
+    assert done.returncode == 2
+    assert re.search(r"\d cells were compared or skipped, there are 8", done.stdout), done.stdout
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def visit(chromium, address):
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_loads_from_this_host_alone_fits_the_screen_and_is_accessible(visit, page: str):
     tab = visit(page, "desktop", "light")
-    _is_well(tab, page, "light")
+    _is_well(tab, "light")
     assert tab.locator("article h1").count() == 1
     broken = tab.evaluate(
         "[...document.querySelectorAll('article img')].filter(i => !i.alt || !i.naturalWidth).map(i => i.src)"
@@ -110,20 +110,19 @@ def test_a_page_loads_from_this_host_alone_fits_the_screen_and_is_accessible(vis
     tab.emulate_media(color_scheme="dark")
     width, height = SIZES["phone"]
     tab.set_viewport_size({"width": width, "height": height})
-    _is_well(tab, page, "dark")
+    _is_well(tab, "dark")
     looks = tab.eval_on_selector_all(
         ".cell_output img", "images => images.map(i => [i.classList.contains('photo'), getComputedStyle(i).filter])"
     )
     assert all((look == "none") == photo for photo, look in looks), "a drawn figure that is not readable in dark mode"
 
 
-def _is_well(tab, page: str, scheme: str) -> None:
+def _is_well(tab, scheme: str) -> None:
     """Check what holds on any screen: no problem so far, the right colors, no sideways scroll, axe content."""
     assert tab.problems == []
     assert tab.evaluate("document.documentElement.dataset.theme") == scheme
     assert _fits(tab), "the page scrolls sideways"
-    if not page.startswith("exercises/"):  # the worked exercises are the same page, with more on it
-        assert _faults(tab, scheme) == {}
+    assert _faults(tab, scheme) == {}
     # Other fonts are wider: with WCAG's text spacing (1.4.12), too, nothing may stick out. Formulas bring their own font.
     wider = "letter-spacing: 0.12em !important; word-spacing: 0.16em !important"
     style = tab.add_style_tag(content=f"*:not(.katex, .katex *) {{ {wider} }}")
@@ -204,10 +203,19 @@ def test_the_search_finds_a_word_of_a_lesson(visit):
     )
 
 
+# For each quiz option but the first: was its answer visible, is it once the option is clicked, and what does it say?
+OPEN_ALL = """() => [...document.querySelectorAll("details.quiz-option")].slice(1).map(option => {
+    const answer = option.querySelector(".quiz-answer"), before = answer.checkVisibility();
+    option.querySelector("summary").click();
+    return [before, answer.checkVisibility(), answer.innerText];
+})"""
+
+
 @browser_needed
 @pytest.mark.parametrize("lesson", [lesson.name for lesson in lessons() if ":::{quiz}" in lesson.text])
 def test_every_quiz_option_explains_itself_when_it_is_opened(visit, lesson: str):
     tab = visit(f"chapters/{lesson}.html", "phone")
+    assert tab.problems == []  # this one is loaded on a phone
     options = tab.locator("details.quiz-option")
     assert options.count() >= 6
     first = options.first.locator(".quiz-answer")
@@ -219,14 +227,6 @@ def test_every_quiz_option_explains_itself_when_it_is_opened(visit, lesson: str)
     for was_visible, is_visible, answer in opened:
         assert (was_visible, is_visible) == (False, True)
         assert re.match(r"(Right|Not this one)\.\s+\S", answer)
-
-
-# For each quiz option but the first: was its answer visible, is it once the option is clicked, and what does it say?
-OPEN_ALL = """() => [...document.querySelectorAll("details.quiz-option")].slice(1).map(option => {
-    const answer = option.querySelector(".quiz-answer"), before = answer.checkVisibility();
-    option.querySelector("summary").click();
-    return [before, answer.checkVisibility(), answer.innerText];
-})"""
 
 
 @browser_needed
