@@ -1,4 +1,4 @@
-"""How fast training gets, as ratios within one run: `python benchmarks/training.py` (half an hour; `--quick` tries it out).
+"""How fast training gets, as ratios within one run: `python benchmarks/training.py` (an hour; `--quick` tries it out).
 
 All recipes of a race (`recipes.py`) run in turns, seed by seed, so that a busy moment of the machine hits them alike;
 medians are compared, and the accuracy of every seed is shown. The time of a recipe is that of its training, from pixels
@@ -49,7 +49,6 @@ class Runner:
     seconds: list[list[float]] = field(default_factory=list)
     accuracy: list[list[float]] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
-    most_seeds: int = 1000  # a recipe of many minutes is trained fewer times
 
     def run(self, images: Images, seed: int) -> None:
         """Train once and judge each time the recipe stops for it; the clock stands still meanwhile."""
@@ -121,7 +120,7 @@ def cpu_races(quick: bool) -> list[tuple[int, list[Race]]]:
         rung("the same in bfloat16", 512, 400, 0.6, half=True, pooled=True),
     ]
     to_99 = [
-        Runner("PyTorch's examples/mnist, 4 epochs", partial(recipes.examples_mnist, epochs=4), most_seeds=2),
+        Runner("PyTorch's examples/mnist, 4 epochs", partial(recipes.examples_mnist, epochs=4)),
         *(
             Runner(
                 title,
@@ -199,8 +198,6 @@ def run(races: list[Race], images: Images, seeds: int) -> None:
     runners = list({id(runner): runner for race in races for runner in race.runners}.values())
     for seed in range(seeds):
         for runner in runners:
-            if seed >= runner.most_seeds:
-                continue
             runner.run(images, seed)
             print(
                 f"  seed {seed}: {runner.title}: {runner.seconds[-1][-1]:.2f} s, {runner.accuracy[-1][-1]:.2%}",
