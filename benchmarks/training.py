@@ -1,4 +1,4 @@
-"""How fast training gets, as ratios within one run: `python benchmarks/training.py` (an hour; `--quick` tries it out).
+"""How fast training gets, as ratios within one run: `python benchmarks/training.py` (half an hour; `--quick` tries it out).
 
 All recipes of a race (`recipes.py`) run in turns, seed by seed, so that a busy moment of the machine hits them alike;
 medians are compared, and the accuracy of every seed is shown. The time of a recipe is that of its training, from pixels
