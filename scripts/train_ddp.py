@@ -221,6 +221,9 @@ def main() -> None:
                 file.write(json.dumps(record) + "\n")
     if arguments.save and global_rank == 0:  # NEW
         torch.save(model.state_dict(), arguments.save)
+    # NEW: DDP holds on to the group. It goes first, or else the group ends with this function, which waits for the
+    # NEW: group's threads, and these may wait for Python.
+    del replica  # NEW
     dist.destroy_process_group()  # NEW
 
 

@@ -471,6 +471,9 @@ def main() -> None:
         content = io.BytesIO()  # NEW
         torch.save(model.state_dict(), content)  # NEW
         write_atomically(arguments.save, content.getvalue())  # NEW
+    # DDP holds on to the group. It goes first, or else the group ends with this function, which waits for the group's
+    # threads, and these may wait for Python.
+    del replica
     dist.destroy_process_group()
 
 
