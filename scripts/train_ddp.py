@@ -222,7 +222,7 @@ def main() -> None:
     if arguments.save and global_rank == 0:  # NEW
         torch.save(model.state_dict(), arguments.save)
     # NEW: DDP holds on to the group. It goes first, or else the group ends with this function, which waits for the
-    # NEW: group's threads, and these may wait for Python.
+    # NEW: group's threads, and these may wait for Python's lock, which the function holds.
     del replica  # NEW
     dist.destroy_process_group()  # NEW
 

@@ -472,7 +472,7 @@ def main() -> None:
         torch.save(model.state_dict(), content)  # NEW
         write_atomically(arguments.save, content.getvalue())  # NEW
     # DDP holds on to the group. It goes first, or else the group ends with this function, which waits for the group's
-    # threads, and these may wait for Python.
+    # threads, and these may wait for Python's lock, which the function holds.
     del replica
     dist.destroy_process_group()
 
