@@ -188,19 +188,17 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return result
 
 
-def over_budget(names: list[str]) -> list[str]:
-    """Return the notebooks that used more than their lessons declare, measured in the latest comparison."""
+def over_budget(names: list[str], what: str) -> list[str]:
+    """Return the notebooks that used more `what` ("seconds" or "memory") than declared, in the latest comparison."""
+    unit = {"seconds": "s of processor time", "memory": "MiB of memory"}[what]
     found = []
     for target in targets(names):
         path = MEASURED.with_suffix("") / f"{target.path.parent.name}-{target.path.stem}.json"
         if not path.is_file():
             continue
-        measured, budget = json.loads(path.read_text(encoding="utf-8")), target.source.budget
-        for what, unit in (("seconds", "s of processor time"), ("memory", "MiB of memory")):
-            if measured[what] > getattr(budget, what):
-                found.append(
-                    f"{target}: {measured[what]:.0f} {unit}, its budget in {target.source.where} is {getattr(budget, what):g}"
-                )
+        used, budget = json.loads(path.read_text(encoding="utf-8"))[what], getattr(target.source.budget, what)
+        if used > budget:
+            found.append(f"{target}: {used:.0f} {unit}, its budget in {target.source.where} is {budget:g}")
     return found
 
 
@@ -314,6 +312,10 @@ def command(options: list[str]) -> int:
         raise CourseError(
             "outputs differ (see above). If the new ones are right, run `make execute` and look at the change before you commit it"
         )
-    if chosen.threads == 1 and (over := over_budget(chosen.names)):  # budgets are declared for one thread
-        raise CourseError("over budget: " + "; ".join(over))
+    if chosen.threads == 1:  # budgets are declared for one thread
+        for line in over_budget(chosen.names, "seconds"):
+            # A slow or busy machine is no fault of the lesson: `course check` holds the recorded time against the budget.
+            say(f"slower here than its budget (no failure): {line}")
+        if over := over_budget(chosen.names, "memory"):
+            raise CourseError("over budget: " + "; ".join(over))
     return 0

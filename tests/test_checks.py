@@ -22,7 +22,7 @@ def found(executed_book: Book, tmp_path_factory: pytest.TempPathFactory) -> dict
     book = Book(root)
     book.edit("chapters/tiny.md", "prerequisites: []", "prerequisites: [calculus]")
     book.edit("chapters/tiny.md", "data: []", "data: [mnist]")
-    book.edit("chapters/tiny.exercises.md", "memory: 2000", "memory: 1")
+    book.edit("chapters/tiny.exercises.md", "seconds: 60, memory: 2000", "seconds: 0.01, memory: 1")
     book.edit("chapters/glossary.md", "operation made.", "operation made.\n\nlonely word\n: Nobody needs it.")
     path = root / "notebooks" / "tiny.ipynb"
     notebook = nbformat.read(path, as_version=4)
@@ -55,6 +55,7 @@ def test_a_sound_book_has_no_problem_but_its_size(executed_book: Book):
         ("executed_notebooks", "the picture has no alternative text"),
         ("exempt_cells", "write `varies: why` instead of the tag"),
         ("budgets", "its data sets are 11.1 MiB to download, the budget is 0"),
+        ("budgets", "seconds, the budget in chapters/tiny.exercises.md is 0.01"),
         ("budgets", "memory, the budget in chapters/tiny.exercises.md is 1"),
         ("glossary_words", "no page links to `lonely word`"),
         ("curriculum_places", "its prerequisite `calculus` is no page of the book"),
