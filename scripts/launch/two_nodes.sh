@@ -17,7 +17,7 @@ if [ $# -eq 0 ] || [ -z "${HOST:-}" ]; then
 fi
 if [ -n "${INTERFACE:-}" ]; then
     export GLOO_SOCKET_IFNAME="$INTERFACE" NCCL_SOCKET_IFNAME="$INTERFACE"
-    LOCAL_ADDRESS="$(ip -4 -o addr show dev "$INTERFACE" | awk '{ sub("/.*", "", $4); print $4; exit }')"
+    LOCAL_ADDRESS="$(ip -4 -o addr show dev "$INTERFACE" | awk 'NR == 1 { sub("/.*", "", $4); print $4 }')"
 fi
 
 # Restarts meet in a store of their own, not in the one of the life before.
