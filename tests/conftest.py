@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import filelock  # comes with torch
 import pytest
 
 from course.testing import require_chromium
@@ -63,26 +65,46 @@ class Book:
         assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {name}"
         path.write_text(text.replace(old, new), encoding="utf-8")
 
+    def copy(self, root: Path) -> Book:
+        """Return a copy of this book in another folder, which may be there and has to be empty."""
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("_build"), dirs_exist_ok=True)
+        return Book(root)
+
     def read(self, name: str) -> str:
         """Return the text of a file."""
         return (self.root / name).read_text(encoding="utf-8")
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that `make` has filled, once for all processes that run tests; tests must not change it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each process has its own folder inside of one for all
+        base = base.parent
+    folder, done = base / name, base / f"{name}.made"
+    with filelock.FileLock(base / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def executed_book(tmp_path_factory: pytest.TempPathFactory) -> Book:
     """Return the small book with its notebooks made; tests must not change it."""
-    root = tmp_path_factory.mktemp("book")
-    shutil.copytree(REPOSITORY / "tests" / "book", root, dirs_exist_ok=True)
-    for name in ("_config.yml", "requirements.txt"):
-        shutil.copy2(REPOSITORY / name, root / name)
-    book = Book(root)
-    done = book.run("execute")
-    assert done.returncode == 0, done.stderr
-    return book
+
+    def make(root: Path) -> None:
+        shutil.copytree(REPOSITORY / "tests" / "book", root, dirs_exist_ok=True)
+        for name in ("_config.yml", "requirements.txt"):
+            shutil.copy2(REPOSITORY / name, root / name)
+        done = Book(root).run("execute")
+        assert done.returncode == 0, done.stderr
+
+    return Book(made_once(tmp_path_factory, "executed-book", make))
 
 
 @pytest.fixture
 def book(executed_book: Book, tmp_path: Path) -> Book:
     """Return a copy of the executed small book that a test may change."""
-    shutil.copytree(executed_book.root, tmp_path / "book", ignore=shutil.ignore_patterns("_build"))
-    return Book(tmp_path / "book")
+    return executed_book.copy(tmp_path / "book")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from conftest import REPOSITORY
 
 def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "benchmarks/training.py", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    # One thread: tests run side by side, and threads that wait for each other's cores make them several times slower.
+    return subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow

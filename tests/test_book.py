@@ -5,17 +5,25 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Book
+from conftest import Book, made_once
+
+
+@pytest.fixture(scope="session")
+def built_book(tmp_path_factory: pytest.TempPathFactory, executed_book: Book) -> Book:
+    """Return the small book with its site; tests must not change it."""
+
+    def make(root: Path) -> None:
+        done = executed_book.copy(root).run("book")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "The book is ready: open" in done.stdout and " s  build the pages" in done.stdout
+
+    return Book(made_once(tmp_path_factory, "built-book", make))
 
 
 @pytest.fixture
-def built(executed_book: Book, tmp_path: Path) -> Book:
-    """Return a copy of the small book with its site, which is built once."""
-    if not (executed_book.root / "_build" / "html" / "index.html").is_file():
-        done = executed_book.run("book")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "The book is ready: open" in done.stdout and " s  build the pages" in done.stdout
-    shutil.copytree(executed_book.root, tmp_path / "built")
+def built(built_book: Book, tmp_path: Path) -> Book:
+    """Return a copy of the small book and its site that a test may change."""
+    shutil.copytree(built_book.root, tmp_path / "built")
     return Book(tmp_path / "built")
 
 

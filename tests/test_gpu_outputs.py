@@ -10,9 +10,10 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, Book
+from conftest import REPOSITORY, Book, made_once
 
 PRETEND = """
 import sys
@@ -40,14 +41,24 @@ def gpu_cell(book: Book) -> dict:
     return next(cell for cell in cells if "gpu" in cell["metadata"].get("tags", []))
 
 
+@pytest.fixture(scope="session")
+def recorded_book(tmp_path_factory: pytest.TempPathFactory, executed_book: Book) -> Book:
+    """Return the small book with the output of its GPU cell recorded; tests must not change it."""
+
+    def make(root: Path) -> None:
+        book = executed_book.copy(root)
+        book.edit("chapters/tiny.md", NEEDS, "print('on the device', sum(numbers))")
+        assert book.run("execute").returncode == 0
+        done = on_gpu(book, "execute")
+        assert done.returncode == 0, done.stderr
+
+    return Book(made_once(tmp_path_factory, "recorded-book", make))
+
+
 @pytest.fixture
-def recorded(book: Book) -> Book:
-    """Return the small book with the output of its GPU cell recorded."""
-    book.edit("chapters/tiny.md", NEEDS, "print('on the device', sum(numbers))")
-    assert book.run("execute").returncode == 0
-    done = on_gpu(book, "execute")
-    assert done.returncode == 0, done.stderr
-    return book
+def recorded(recorded_book: Book, tmp_path: Path) -> Book:
+    """Return a copy of the book with a recorded GPU cell that a test may change."""
+    return recorded_book.copy(tmp_path / "book")
 
 
 @pytest.mark.parametrize("command", ["execute", "compare"])
