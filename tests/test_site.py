@@ -132,6 +132,7 @@ def test_a_page_loads_from_this_host_alone_fits_the_screen_and_is_accessible(vis
     tab.evaluate(THIN_OUT)
     assert _faults(tab, "dark") == {}
     _look_at(tab, "desktop", "light")
+    tab.wait_for_function(KEYS_REACH_WHAT_SCROLLS)  # the theme sees to it a moment after a change of size
     assert _faults(tab, "light") == {}
     assert tab.problems == []
 
@@ -145,6 +146,9 @@ def _look_at(tab, size: str, scheme: str) -> None:
 def _fits(tab) -> bool:
     return tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
+
+KEYS_REACH_WHAT_SCROLLS = """() => [...document.querySelectorAll("pre")].every(box =>
+    box.tabIndex >= 0 || (box.scrollWidth <= box.clientWidth && box.scrollHeight <= box.clientHeight))"""
 
 # Marks, of the elements that hold text, the first of each look in this scheme: color, size, weight, what lies behind.
 MARK_LOOKS = """scheme => {
