@@ -131,7 +131,7 @@ def test_a_page_loads_from_this_host_alone_fits_the_screen_and_is_accessible(vis
     assert all((look == "none") == photo for photo, look in drawn), "a drawn figure that is not readable in dark mode"
     tab.evaluate(THIN_OUT)
     assert _faults(tab, "dark") == {}
-    _look_at(tab, "desktop", "light")
+    _look_at(tab, "phone", "light")
     tab.wait_for_function(KEYS_REACH_WHAT_SCROLLS)  # the theme sees to it a moment after a change of size
     assert _faults(tab, "light") == {}
     assert tab.problems == []
